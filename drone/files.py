@@ -1,0 +1,67 @@
+"""Files written whole or not at all, and the SHA-256 that names their content."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Refuse a file whose content is not the expected one.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the digest differs; the message names both and the file.
+    """
+    found = sha256(path)
+    if found != expected:
+        raise ValueError(
+            f"{path}: SHA-256 is {found}, expected {expected}. The file is damaged "
+            "or not the one this book was made with; delete it and get it again."
+        )
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; on success it is renamed to `path`, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
+    try:
+        temporary = folder / path.name
+        yield temporary
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder; on success it becomes `path`, else it is removed.
+
+    Raises:
+        FileExistsError: `path` is there already; a result is never overwritten.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; delete it to write it anew.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # mkdtemp makes the folder private (0700); the child has ordinary permissions.
+    outer = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
+    try:
+        temporary = outer / path.name
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(outer)

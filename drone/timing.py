@@ -1,0 +1,188 @@
+"""Honest latency: warmed up, interleaved, repeated, and given with an interval."""
+
+import platform
+import random
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """Forward-pass times of several models on one batch.
+
+    Attributes:
+        seconds: {model name: (rounds,) seconds}; round i of each ran side by side.
+        conditions: batch size, length, threads, dtype, device and processor.
+    """
+
+    seconds: dict[str, np.ndarray]
+    conditions: dict[str, Any]
+
+    @property
+    def baseline(self) -> str:
+        """The first model given: the others are compared with it."""
+        return next(iter(self.seconds))
+
+    def median(self, name: str) -> float:
+        """Median seconds of one forward pass."""
+        return float(np.median(self.seconds[name]))
+
+    def speedup(self, name: str, level: float = 0.95) -> tuple[float, float, float]:
+        """Median over rounds of baseline time / this model's time, with an interval.
+
+        Returns:
+            (ratio, low, high): low and high are the percentile bootstrap's bounds at
+            `level`, from 2,000 seeded resamples of the paired rounds.
+        """
+        ratios = self.seconds[self.baseline] / self.seconds[name]
+        draws = np.random.default_rng(0).integers(len(ratios), size=(2000, len(ratios)))
+        medians = np.median(ratios[draws], axis=1)
+        tail = 100 * (1 - level) / 2
+        low, high = np.percentile(medians, [tail, 100 - tail])
+        return float(np.median(ratios)), float(low), float(high)
+
+    def table(self) -> pd.DataFrame:
+        """One row a model: median milliseconds, speed-up over the first, interval."""
+        rows = {}
+        for name in self.seconds:
+            ratio, low, high = self.speedup(name)
+            rows[name] = {
+                "median_ms": 1000 * self.median(name),
+                "speedup": ratio,
+                "low": low,
+                "high": high,
+            }
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def compare_latency(
+    models: Mapping[str, nn.Module],
+    batch: Mapping[str, Tensor],
+    repeats: int = 30,
+    warmup: int = 3,
+    seed: int = 0,
+    threads: int | None = None,
+) -> LatencyReport:
+    """Time forward passes of several models on the same batch, side by side.
+
+    Each round runs every model once, in an order drawn anew, so that whatever slows
+    the machine for a while slows all of them. Chapter 1; chapter 9 shows why.
+
+    Args:
+        models: {name: model in eval mode}; the first is the baseline.
+        batch: keyword arguments of the forward pass, on the models' device.
+        repeats: measured rounds, at least 2 (20 or more for a result one publishes).
+        warmup: unmeasured rounds before them.
+        seed: of the order in each round.
+        threads: of PyTorch while timing; None leaves it as it is.
+
+    Returns:
+        A `LatencyReport`.
+
+    Raises:
+        ValueError: no model, an empty batch, a model in training mode, too few
+            repeats, or an output that is not finite. The message names the model.
+    """
+    if not models or not batch:
+        raise ValueError("at least one model and a batch with a tensor are needed.")
+    if repeats < 2 or warmup < 0:
+        raise ValueError(
+            f"repeats is {repeats} and warmup {warmup}; at least 2 and 0 are needed."
+        )
+    for name, model in models.items():
+        if model.training:
+            raise ValueError(f"{name} is in training mode; call {name}.eval() first.")
+    order, rng = list(models), random.Random(seed)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    with _threads(threads), torch.inference_mode():
+        for name, model in models.items():
+            _check_finite(name, model(**batch))
+        bar = tqdm(range(-warmup, repeats), desc="time", leave=False)
+        for turn in bar:
+            rng.shuffle(order)
+            for name in order:
+                elapsed = _time_once(models[name], batch)
+                if turn >= 0:
+                    seconds[name].append(elapsed)
+        conditions = _conditions(next(iter(models.values())), batch, repeats)
+    return LatencyReport({k: np.array(v) for k, v in seconds.items()}, conditions)
+
+
+def multiply_adds(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
+    """Count the multiply-adds of one forward pass (matrix products only).
+
+    Counted by `torch.utils.flop_counter`, which counts two operations for each.
+    """
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(**batch)
+    return counter.get_total_flops() // 2
+
+
+def processor() -> str:
+    """Name of this machine's processor, as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _time_once(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
+    _synchronize()
+    start = time.perf_counter()
+    model(**batch)
+    _synchronize()
+    return time.perf_counter() - start
+
+
+def _synchronize() -> None:
+    """Wait for the GPU: its kernels run on after the call that started them."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_finite(name: str, output: Any) -> None:
+    """Every floating tensor of the output is finite; a fast wrong answer is no gain."""
+    tensors = output.values() if isinstance(output, Mapping) else [output]
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name}: the output has NaN or Inf; nothing is timed.")
+
+
+def _conditions(
+    model: nn.Module, batch: Mapping[str, Tensor], repeats: int
+) -> dict[str, Any]:
+    shape = next(iter(batch.values())).shape
+    weight = next(model.parameters())
+    return {
+        "batch": shape[0],
+        "length": shape[1] if len(shape) > 1 else 1,
+        "threads": torch.get_num_threads(),
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": str(weight.device),
+        "processor": processor(),
+        "repeats": repeats,
+    }

@@ -1,0 +1,361 @@
+"""Fine-tuning on a task, with a cache keyed by everything that goes into it."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from tqdm.auto import tqdm
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from drone import data, models
+from drone.files import check_sha256, sha256, whole_folder
+
+FORMAT_VERSION = 1
+DEFAULT_CACHE = Path.home() / ".cache" / "drone" / "fine-tuned"
+
+
+def _score(correct: Callable[..., float]) -> Callable[..., float]:
+    """Compare class predictions: the arg max of the logits."""
+    return lambda logits, labels: float(correct(labels, logits.argmax(-1)))
+
+
+def _correlation(measure: Callable[..., Any]) -> Callable[..., float]:
+    """Compare scores: the single output of a regression."""
+    return lambda logits, labels: float(measure(logits[:, 0], labels).statistic)
+
+
+# The metrics GLUE defines; the first of a task is the one a figure shows.
+# Each takes logits (rows, outputs) and labels (rows,).
+METRICS: dict[str, dict[str, Callable[..., float]]] = {
+    name: {"accuracy": _score(accuracy_score)} for name in data.TASKS
+}
+METRICS["cola"] = {"matthews": _score(matthews_corrcoef)}
+METRICS["stsb"] = {
+    "pearson": _correlation(pearsonr),
+    "spearman": _correlation(spearmanr),
+}
+for _name in ("mrpc", "qqp"):
+    METRICS[_name]["f1"] = _score(f1_score)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is fine-tuned. Linear warm-up and decay, AdamW, clipping at 1."""
+
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    warmup: float = 0.1  # share of all steps
+    weight_decay: float = 0.01
+    max_length: int = 128  # tokens; longer inputs are cut
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A fine-tuned model in eval mode, and where it came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    key: str  # SHA-256 over everything that went into it
+    seconds: float  # its training took, when it was trained; since a resume, if any
+    cached: bool
+
+
+def bfloat16_gains() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32.
+
+    One without such instructions emulates them, at a hundredth of the speed.
+    """
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def tokenize(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, task: str, max_length: int = 128
+) -> Dataset:
+    """Turn text columns into `input_ids`, `attention_mask`, ... and `labels`.
+
+    Nothing is padded here: batches are padded to their own longest row.
+    """
+    columns = [list(rows[column]) for column in data.TASKS[task].columns]
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
+    return Dataset.from_dict(dict(encoded) | {"labels": list(rows["label"])})
+
+
+def evaluate(
+    model: PreTrainedModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    batch_size: int = 32,
+) -> dict[str, float]:
+    """Score a model on tokenized rows with the task's GLUE metrics.
+
+    Args:
+        model: a classifier; its mode is restored.
+        rows: from `tokenize`.
+        tokenizer: pads each batch.
+        task: one of `drone.data.TASKS`.
+        batch_size: rows at once. Rows are sorted by length, so few pads are computed.
+
+    Returns:
+        A number per metric, each in [-1, 1] or [0, 1]; a correlation of constant
+        predictions is NaN.
+
+    Raises:
+        ValueError: the logits are not finite.
+    """
+    logits = predict(model, rows, tokenizer, batch_size)
+    labels = np.asarray(rows["labels"])
+    return {name: metric(logits, labels) for name, metric in METRICS[task].items()}
+
+
+def predict(
+    model: PreTrainedModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Return logits (rows, outputs), float32, in the order of `rows`.
+
+    Raises:
+        ValueError: some logit is not finite; the message names the row.
+    """
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    columns = [name for name in rows.column_names if name != "labels"]
+    unlabelled = rows.select_columns(columns)
+    logits = np.empty((len(rows), model.config.num_labels), dtype=np.float32)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for start in tqdm(
+                range(0, len(rows), batch_size), desc="evaluate", leave=False
+            ):
+                chosen = order[start : start + batch_size]
+                batch = tokenizer.pad(
+                    unlabelled.select(chosen)[:], return_tensors="pt"
+                ).to(model.device)
+                logits[chosen] = model(**batch).logits.float().cpu().numpy()
+    finally:
+        model.train(was_training)
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if bad.size:
+        raise ValueError(
+            f"row {bad[0]}: the logits are {logits[bad[0]]}; finite ones are needed."
+        )
+    return logits
+
+
+class _Progress(TrainerCallback):
+    """One line that advances with the steps and shows the loss."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        self.bar = tqdm(total=state.max_steps, desc=self.title, leave=False)
+        self.bar.update(state.global_step)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        self.bar.update(1)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        self.bar.close()
+
+
+def cache_key(inputs: Mapping[str, Any], rows: Dataset) -> str:
+    """SHA-256 over all that goes into a training, the rows themselves included."""
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def fine_tune(
+    encoder: str = "minilm",
+    task: str = "agreement",
+    *,
+    encoder_source: str = "embedded",
+    data_source: str = "embedded",
+    rows: int | None = None,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    cache: Path | None = None,
+) -> FineTuned:
+    """Fine-tune an encoder on a task's training split, or read it from the cache.
+
+    Args:
+        encoder: a name of `drone.models.ENCODERS`.
+        task: a name of `drone.data.TASKS`.
+        encoder_source: `embedded`, `local` or `hub`.
+        data_source: `embedded`, `local` or `hub`.
+        rows: train on so many rows, drawn at random with `seed`; None: on all.
+        seed: of the head, the draw, the order of the batches and dropout.
+        recipe: the hyperparameters; None: the defaults.
+        cache: a folder; None: `$DRONE_CACHE`, else `~/.cache/drone/fine-tuned`.
+
+    Returns:
+        The model in eval mode, float32. The same inputs give the same weights on the
+        same kind of processor. A hit in the cache is said aloud; a training that was
+        cut off goes on from its last epoch.
+
+    Raises:
+        ValueError: `rows` is below 1 or above what the split has; a damaged file in
+            the cache; and whatever `drone.data.load` and `drone.models.encoder` raise.
+    """
+    recipe = recipe or Recipe()
+    labels = data.TASKS[task].labels if task in data.TASKS else None
+    if task not in data.TASKS:
+        raise ValueError(f"no task {task!r}; there are {', '.join(data.TASKS)}.")
+    train = data.load(task, data_source, splits=["train"])["train"]
+    if rows is not None:
+        if not 1 <= rows <= len(train):
+            raise ValueError(f"{task}: rows is {rows}; allowed are 1 to {len(train)}.")
+        draw = np.random.default_rng(seed).permutation(len(train))[:rows]
+        train = train.select(draw)
+    bf16 = bfloat16_gains()
+    inputs = {
+        "format": FORMAT_VERSION,
+        "encoder": encoder,
+        "weights": models.ENCODERS[encoder].sha256
+        if encoder in models.ENCODERS
+        else None,
+        "task": task,
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "bfloat16": bf16,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    model, tokenizer = models.encoder(
+        encoder, encoder_source, num_labels=len(labels) if labels else 1, seed=seed
+    )
+    key = cache_key(inputs, train)
+    root = cache or Path(os.environ.get("DRONE_CACHE", DEFAULT_CACHE))
+    folder = root / key[:20]
+    cached = folder.is_dir()
+    if cached:
+        print(f"cache hit: {encoder} on {task}, seed {seed}, key {key[:12]}")
+    else:
+        _train(model, tokenizer, train, task, seed, recipe, bf16, folder, inputs)
+    record = _read_record(folder, inputs)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return FineTuned(model.eval(), tokenizer, key, record["seconds"], cached)
+
+
+def _read_record(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    path = folder / "record.json"
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}); delete {folder}."
+        ) from error
+    if record["inputs"] != inputs:
+        raise ValueError(f"{path}: made from other inputs; delete {folder}.")
+    check_sha256(folder / "model.safetensors", record["sha256"])
+    return record
+
+
+def _train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    task: str,
+    seed: int,
+    recipe: Recipe,
+    bf16: bool,
+    folder: Path,
+    inputs: Mapping[str, Any],
+) -> None:
+    """Train and write `folder` whole; checkpoints wait beside it until then."""
+    checkpoints = folder.with_name(folder.name + ".checkpoints")
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    steps = -(-len(train) // recipe.batch_size) * recipe.epochs
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=round(recipe.warmup * steps),
+        weight_decay=recipe.weight_decay,
+        bf16=bf16,
+        seed=seed,
+        save_strategy="epoch",
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
+        train_sampling_strategy="group_by_length",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    set_seed(seed)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=tokenize(train, tokenizer, task, recipe.max_length),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[_Progress(f"fine-tune on {task}")],
+    )
+    trainer.remove_callback(PrinterCallback)  # it would print a dict at the end
+    started = time.perf_counter()
+    with models.quiet():
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
+    seconds = time.perf_counter() - started
+    with whole_folder(folder) as temporary:
+        weights = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
+        save_file(weights, temporary / "model.safetensors")
+        record = {
+            "inputs": inputs,
+            "seconds": round(seconds, 1),
+            "sha256": sha256(temporary / "model.safetensors"),
+        }
+        (temporary / "record.json").write_text(json.dumps(record, indent=2))
+    shutil.rmtree(checkpoints)
