@@ -7,8 +7,9 @@ silently: what is missing is an error that names the three ways to get it.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from datasets import (
@@ -148,7 +149,7 @@ def load(
     return DatasetDict({split: readers[split]() for split in wanted})
 
 
-Readers = dict[str, Callable[[], Dataset]]
+Readers = Mapping[str, Callable[[], Dataset]]
 
 
 def _missing(name: str, what: str) -> str:
@@ -173,7 +174,7 @@ def _embedded(name: str) -> Readers:
         return _agreement()
     blocks = _python_docs()
     return {
-        split: lambda lines=lines: Dataset.from_dict({"sentence": lines})  # type: ignore[misc]
+        split: partial(Dataset.from_dict, {"sentence": lines})
         for split, lines in blocks.items()
     }
 
@@ -200,7 +201,7 @@ def _agreement(pairs_per_phenomenon: int = 800, seed: int = 0) -> Readers:
             [row | {"idx": i} for i, row in enumerate(rows)], features=features
         )
 
-    return {split: lambda part=part: build(part) for split, part in parts.items()}  # type: ignore[misc]
+    return {split: partial(build, part) for split, part in parts.items()}
 
 
 def _python_docs(block: int = 20) -> dict[str, list[str]]:
@@ -253,14 +254,14 @@ def _local(name: str) -> Readers:
     if name == "ptb":
         folder = Path(root) / "ptb"
         readers = {
-            split: lambda file=file: _read_ptb(folder / file)  # type: ignore[misc]
+            split: partial(_read_ptb, folder / file)
             for split, file in PTB_FILES.items()
         }
     else:
         task = TASKS[name]
         folder = Path(root) / "glue" / task.folder
         readers = {
-            split: lambda file=file: _read_glue(name, folder / file)  # type: ignore[misc]
+            split: partial(_read_glue, name, folder / file)
             for split, file in task.files
         }
     if not folder.is_dir():

@@ -38,7 +38,7 @@ class Factorization:
 
     @property
     def max_rank(self) -> int:
-        """r = min(out, in)."""
+        """The largest rank there is, r = min(out, in)."""
         return self.right.shape[0]
 
     def truncate(self, rank: int) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ def check_rank(rank: int, max_rank: int, where: str = "rank") -> None:
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= max_rank:
         raise ValueError(
-            f"{where}: the rank is {rank!r}; an integer from 1 to {max_rank} is allowed."
+            f"{where}: the rank is {rank!r}; allowed are integers 1 to {max_rank}."
         )
 
 
@@ -91,13 +91,11 @@ def factorize(weight: Tensor) -> Factorization:
     if not matrix.isfinite().all():
         raise ValueError("the weight has NaN or Inf; finite numbers are needed.")
     left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
-    return Factorization(
-        left, sigma[:, None] * right, _tail_norms(sigma), weight.dtype
-    )
+    return Factorization(left, sigma[:, None] * right, _tail_norms(sigma), weight.dtype)
 
 
 def _tail_norms(sigma: Tensor) -> Tensor:
-    """(Σ_{i>k} σ_i²)^½ for k = 0..r; the sum starts at the small end, so none is lost."""
+    """(Σ_{i>k} σ_i²)^½ for k = 0..r, summed from the small end."""
     # Divided by σ₁ first: the squares of a tiny or huge matrix would leave float64.
     scale = sigma[0].clamp_min(torch.finfo(sigma.dtype).tiny)
     squares = (sigma / scale).square().flip(0).cumsum(0).flip(0)

@@ -20,9 +20,7 @@ class LowRankLinear(nn.Module):
         bias: (out,) or None.
     """
 
-    def __init__(
-        self, left: Tensor, right: Tensor, bias: Tensor | None = None
-    ) -> None:
+    def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
         """Wrap the factors as they are: shapes (out, rank), (rank, in) and (out,).
 
         Raises:

@@ -1,5 +1,6 @@
 """Pretrained encoders by name, their weights checked before anything is loaded."""
 
+import copy
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -156,6 +158,28 @@ def _hub_folder(name: str, spec: Encoder) -> Path:
     except OSError as error:  # no network, offline mode, no such repository
         what = f"the hub did not give it ({type(error).__name__}: {error})"
         raise ConnectionError(_missing(name, spec, what)) from error
+
+
+def keep_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
+    """Return a copy with only the first `count` encoder layers: a smaller dense model.
+
+    Args:
+        model: a BERT-like encoder whose layers are `base_model.encoder.layer`.
+        count: from 1 to the number of layers it has.
+
+    Raises:
+        ValueError: `count` is not allowed, or the model is built in another way.
+    """
+    small = copy.deepcopy(model)
+    encoder = getattr(small.base_model, "encoder", None)
+    layers = getattr(encoder, "layer", None)
+    if not isinstance(encoder, nn.Module) or not isinstance(layers, nn.ModuleList):
+        raise ValueError(f"{type(model).__name__} has no list encoder.layer to cut.")
+    if not 1 <= count <= len(layers):
+        raise ValueError(f"count is {count}; 1 to {len(layers)} layers can be kept.")
+    encoder.layer = layers[:count]
+    small.config.num_hidden_layers = count
+    return small
 
 
 @contextmanager

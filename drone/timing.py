@@ -3,11 +3,11 @@
 import platform
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,7 +126,7 @@ def multiply_adds(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     """
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(**batch)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def processor() -> str:
@@ -167,9 +167,9 @@ def _check_finite(name: str, output: Any) -> None:
     """Every floating tensor of the output is finite; a fast wrong answer is no gain."""
     tensors = output.values() if isinstance(output, Mapping) else [output]
     for tensor in tensors:
-        if isinstance(tensor, Tensor) and tensor.is_floating_point():
-            if not tensor.isfinite().all():
-                raise ValueError(f"{name}: the output has NaN or Inf; nothing is timed.")
+        floating = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        if floating and not tensor.isfinite().all():
+            raise ValueError(f"{name}: the output has NaN or Inf; nothing is timed.")
 
 
 def _conditions(

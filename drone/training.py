@@ -152,7 +152,7 @@ def predict(
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     columns = [name for name in rows.column_names if name != "labels"]
     unlabelled = rows.select_columns(columns)
-    logits = np.empty((len(rows), model.config.num_labels), dtype=np.float32)
+    parts = []
     was_training = model.training
     model.eval()
     try:
@@ -164,9 +164,10 @@ def predict(
                 batch = tokenizer.pad(
                     unlabelled.select(chosen)[:], return_tensors="pt"
                 ).to(model.device)
-                logits[chosen] = model(**batch).logits.float().cpu().numpy()
+                parts.append(model(**batch).logits.float().cpu().numpy())
     finally:
         model.train(was_training)
+    logits = np.concatenate(parts)[np.argsort(order)]  # back into the order of rows
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if bad.size:
         raise ValueError(

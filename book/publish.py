@@ -1,0 +1,144 @@
+"""Run a chapter and store it clean: the edition, or the source's default outputs.
+
+    python book/publish.py edition 01   # book/params/01.yaml -> book/chapters/
+    python book/publish.py default 01   # the defaults -> notebooks/, in place
+
+What papermill and Jupyter add at random (identifiers, clock times, progress bars) is
+removed, so two runs with the same inputs differ in their timing figures alone.
+"""
+
+import argparse
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+from nbformat import NotebookNode
+
+from drone.files import whole_file
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+KEPT_METADATA = {"tags", "mystnb"}  # of a cell
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def source(chapter: str, folder: Path = ROOT / "notebooks") -> Path:
+    """Find the notebook of a chapter by its number.
+
+    Raises:
+        ValueError: there is none, or more than one; the message lists all.
+    """
+    found = sorted(folder.glob(f"{chapter}-*.ipynb"))
+    if len(found) != 1:
+        allowed = ", ".join(p.name for p in sorted(folder.glob("*.ipynb")))
+        raise ValueError(f"chapter {chapter!r}: {len(found)} notebooks; of {allowed}.")
+    return found[0]
+
+
+def edition_parameters(chapter: str) -> dict[str, Any]:
+    """Read `book/params/<chapter>.yaml`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a mapping of names to values.
+    """
+    path = ROOT / "book" / "params" / f"{chapter}.yaml"
+    parameters = yaml.safe_load(path.read_text())
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{path}: names and their values are needed.")
+    return parameters
+
+
+def run(path: Path, parameters: dict[str, Any]) -> NotebookNode:
+    """Execute a notebook from its own folder and return it clean.
+
+    Raises:
+        papermill.PapermillExecutionError: a cell failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / path.name
+        papermill.execute_notebook(
+            path, output, parameters, cwd=path.parent, kernel_name=KERNEL["name"]
+        )
+        return clean(nbformat.read(output, as_version=4))
+
+
+def clean(notebook: NotebookNode) -> NotebookNode:
+    """Strip what differs between two equal runs; give each figure its alt text.
+
+    Raises:
+        ValueError: an output shows a path of this machine, or an error.
+    """
+    notebook.metadata = NotebookNode(
+        kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python")
+    )
+    count = 0
+    for cell in notebook.cells:
+        cell.metadata = NotebookNode(
+            {k: v for k, v in cell.metadata.items() if k in KEPT_METADATA}
+        )
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.id = "injected-parameters"
+            cell.metadata.tags = ["injected-parameters", "hide-input"]
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
+            cell.outputs = [o for o in map(_clean_output, cell.outputs) if o]
+            for output in cell.outputs:
+                _check_output(cell.id, output)
+                if output.output_type == "execute_result":
+                    output.execution_count = count
+                _lift_alt(cell, output)
+    return notebook
+
+
+def _clean_output(output: NotebookNode) -> NotebookNode | None:
+    """Drop progress bars: what went to stderr, and widgets."""
+    progress = output.get("name") == "stderr" or WIDGET in output.get("data", {})
+    return None if progress else output
+
+
+def _check_output(cell_id: str, output: NotebookNode) -> None:
+    if output.output_type == "error":
+        raise ValueError(f"cell {cell_id}: {output.ename}: {output.evalue}")
+    text = str(output.get("text", "")) + str(output.get("data", {}).get("text/plain"))
+    path = re.search(r"/(root|home|tmp|work|Users)/\S*", text)
+    if path:
+        raise ValueError(f"cell {cell_id}: shows a path of this machine, {path[0]}.")
+
+
+def _lift_alt(cell: NotebookNode, output: NotebookNode) -> None:
+    """Copy a figure's alt text to where MyST-NB looks for it, the cell."""
+    alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+    if alt:
+        cell.metadata.setdefault("mystnb", {}).setdefault("image", {})["alt"] = alt
+
+
+def store(notebook: NotebookNode, path: Path) -> None:
+    """Write a notebook whole or not at all."""
+    with whole_file(path) as temporary:
+        nbformat.write(notebook, temporary)
+
+
+def main() -> None:
+    """Read the command line and run one chapter."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("what", choices=["edition", "default"])
+    parser.add_argument("chapter", help="two digits, such as 01")
+    arguments = parser.parse_args()
+    path = source(arguments.chapter)
+    if arguments.what == "edition":
+        parameters = edition_parameters(arguments.chapter)
+        target = ROOT / "book" / "chapters" / path.name
+    else:
+        parameters, target = {}, path
+    store(run(path, parameters), target)
+    print(f"written: {target.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""One JSON line a run: what was asked, where it ran, what came out."""
+
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from drone.files import whole_file
+from drone.timing import processor
+
+
+def environment() -> dict[str, str]:
+    """Date (UTC), processor, threads, system and the versions that matter."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "processor": processor(),
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    } | {
+        package: version(package)
+        for package in ("torch", "transformers", "datasets", "numpy", "drone")
+    }
+
+
+def save(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records as JSON lines, each with the environment; whole or not at all."""
+    where = environment()
+    with whole_file(path) as temporary:
+        temporary.write_text(
+            "".join(json.dumps({**record, **where}) + "\n" for record in records)
+        )
+
+
+def load(path: Path) -> pd.DataFrame:
+    """Read records back, one row a run.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: a line is not a JSON object; the message names file and line.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: {row!r}; an object is needed.")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def provenance(parameters: Mapping[str, Any], seconds: float) -> pd.DataFrame:
+    """Tell where the page above comes from: parameters, machine, versions, time."""
+    rows = {f"parameter {name}": str(value) for name, value in parameters.items()}
+    rows |= environment() | {"seconds": f"{seconds:.0f}"}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value"])
