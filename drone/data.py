@@ -51,6 +51,11 @@ class Task:
     files: tuple[tuple[str, str], ...] = tuple(TRAIN_DEV.items())
     no_header: tuple[str, ...] = ()  # the column names of a file that states none
 
+    @property
+    def dev_split(self) -> str:
+        """The split that reports; MNLI has two, the matched one is meant."""
+        return "validation_matched" if len(self.files) > 2 else "validation"
+
 
 ENTAILMENT = ("entailment", "not_entailment")
 BINARY = ("0", "1")

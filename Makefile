@@ -1,0 +1,73 @@
+# `make book` builds the book, `make test` runs every test. `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+SITE := _build/html
+SOURCES := _config.yml _toc.yml $(shell find book drone -type f \
+	-not -name '*.pyc' -not -path 'book/params/*')
+
+# A relative folder means one relative to here, wherever a notebook runs.
+ifdef DRONE_DATA
+export DRONE_DATA := $(abspath $(DRONE_DATA))
+endif
+ifdef DRONE_MODELS
+export DRONE_MODELS := $(abspath $(DRONE_MODELS))
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lint run edition refresh lock clean need-chapter
+
+help: ## list these targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; choose one with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --requirement requirements.lock
+	$(PY) -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+book: $(SITE)/index.html ## set up if needed, build the book from nothing
+	@echo "The book is built. Open it: $(SITE)/index.html"
+	@echo "or serve it: $(PY) -m http.server --directory $(SITE)"
+
+# An incremental build can hide a warning, so each build starts from nothing.
+$(SITE)/index.html: $(STAMP) $(SOURCES)
+	rm -rf _build
+	$(VENV)/bin/jupyter-book build . --warningiserror --keep-going
+	@touch $@
+
+test: $(SITE)/index.html ## set up if needed, run all tests
+	$(VENV)/bin/pytest
+
+lint: $(STAMP) ## check style and types only
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+need-chapter:
+	@test -n "$(CHAPTER)" || { echo "which one? for example CHAPTER=01"; exit 1; }
+
+run: need-chapter $(STAMP) ## rerun a chapter into runs/: CHAPTER=01 [PARAMS=file.yaml]
+	@mkdir -p runs
+	$(VENV)/bin/papermill $(if $(PARAMS),-f $(PARAMS)) --cwd notebooks \
+	  $(wildcard notebooks/$(CHAPTER)-*.ipynb) \
+	  runs/$(CHAPTER)-$(if $(PARAMS),$(basename $(notdir $(PARAMS))),default).ipynb
+
+edition: need-chapter $(STAMP) ## run a chapter with the edition's parameters, publish it
+	$(PY) book/publish.py edition $(CHAPTER)
+
+refresh: need-chapter $(STAMP) ## run a chapter with its defaults, store the outputs
+	$(PY) book/publish.py default $(CHAPTER)
+
+lock: $(STAMP) ## make requirements.lock anew from pyproject.toml
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --extra test \
+	  --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command "make lock" --output-file requirements.lock \
+	  pyproject.toml
+
+clean: ## remove what was built; keep .venv and runs/
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
