@@ -2,7 +2,13 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
-PY := $(VENV)/bin/python
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+PY := $(BIN)/python
+AXE := tests/browser/node_modules/axe-core/axe.min.js
 STAMP := $(VENV)/.installed
 SITE := _build/html
 SOURCES := _config.yml _toc.yml $(shell find book drone -type f \
@@ -37,23 +43,29 @@ book: $(SITE)/index.html ## set up if needed, build the book from nothing
 # An incremental build can hide a warning, so each build starts from nothing.
 $(SITE)/index.html: $(STAMP) $(SOURCES)
 	rm -rf _build
-	$(VENV)/bin/jupyter-book build . --warningiserror --keep-going
+	$(BIN)/jupyter-book build . --warningiserror --keep-going
 	@touch $@
 
-test: $(SITE)/index.html ## set up if needed, run all tests
-	$(VENV)/bin/pytest
+test: $(STAMP) $(AXE) ## set up if needed, run all tests
+	$(BIN)/pytest
+
+# axe-core checks accessibility in the browser tests; without npm those tests skip.
+$(AXE): tests/browser/package.json tests/browser/package-lock.json
+	@if command -v npm >/dev/null; then \
+	  npm ci --silent --no-audit --no-fund --prefix tests/browser && touch $@; \
+	else echo "npm not found: the accessibility tests will be skipped"; fi
 
 lint: $(STAMP) ## check style and types only
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 need-chapter:
 	@test -n "$(CHAPTER)" || { echo "which one? for example CHAPTER=01"; exit 1; }
 
 run: need-chapter $(STAMP) ## rerun a chapter into runs/: CHAPTER=01 [PARAMS=file.yaml]
 	@mkdir -p runs
-	$(VENV)/bin/papermill $(if $(PARAMS),-f $(PARAMS)) --cwd notebooks \
+	$(BIN)/papermill $(if $(PARAMS),-f $(PARAMS)) --cwd notebooks \
 	  $(wildcard notebooks/$(CHAPTER)-*.ipynb) \
 	  runs/$(CHAPTER)-$(if $(PARAMS),$(basename $(notdir $(PARAMS))),default).ipynb
 
@@ -64,7 +76,7 @@ refresh: need-chapter $(STAMP) ## run a chapter with its defaults, store the out
 	$(PY) book/publish.py default $(CHAPTER)
 
 lock: $(STAMP) ## make requirements.lock anew from pyproject.toml
-	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --extra test \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test \
 	  --no-annotate --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command "make lock" --output-file requirements.lock \
 	  pyproject.toml

@@ -23,46 +23,29 @@ PEOPLE = [
     ("man", "men", "himself"),
     ("queen", "queens", "herself"),
     ("king", "kings", "himself"),
-    ("actress", "actresses", "herself"),
-    ("waiter", "waiters", "himself"),
-    ("sister", "sisters", "herself"),
-    ("brother", "brothers", "himself"),
-    ("aunt", "aunts", "herself"),
-    ("uncle", "uncles", "himself"),
 ]
 THINGS = [
     ("picture", "pictures"),
     ("letter", "letters"),
     ("lamp", "lamps"),
     ("table", "tables"),
-    ("window", "windows"),
     ("book", "books"),
-    ("box", "boxes"),
     ("key", "keys"),
-    ("chair", "chairs"),
-    ("painting", "paintings"),
-    ("bottle", "bottles"),
-    ("basket", "baskets"),
 ]
 PREPOSITIONS = ["near", "behind", "beside", "in front of", "next to"]
+ADVERBS = ["often", "never", "sometimes", "really", "usually", "always"]
 # (third person singular, plural)
 INTRANSITIVE = [
     ("laughs", "laugh"),
     ("sleeps", "sleep"),
     ("smiles", "smile"),
     ("works", "work"),
-    ("waits", "wait"),
-    ("sings", "sing"),
-    ("arrives", "arrive"),
-    ("leaves", "leave"),
 ]
 LIKING = [
     ("likes", "like"),
     ("knows", "know"),
     ("admires", "admire"),
-    ("avoids", "avoid"),
     ("trusts", "trust"),
-    ("remembers", "remember"),
 ]
 REFLEXIVE_VERBS = ["hurt", "saw", "helped", "blamed", "praised", "described"]
 FINDING = ["found", "bought", "dropped", "painted", "sold", "noticed", "hid", "lost"]
@@ -83,11 +66,14 @@ class Pair:
 
 
 def _subject(rng: random.Random, number: int) -> tuple[str, str]:
-    """A person (0 singular, 1 plural) followed by an attractor of random number.
+    """A person (0 singular, 1 plural), then an adverb or an attractor.
 
+    An attractor is a noun of random number that stands between subject and verb.
     Returns the noun and the whole phrase, without its determiner.
     """
     noun = rng.choice(PEOPLE)[number]
+    if rng.randrange(2):
+        return noun, f"{noun} {rng.choice(ADVERBS)}"
     attractor_number = rng.randrange(2)
     if rng.randrange(2):
         attractor = rng.choice(THINGS)[attractor_number]

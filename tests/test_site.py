@@ -1,0 +1,282 @@
+"""The rendered book: built from nothing, then opened in a real browser."""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin
+
+import pytest
+from bs4 import BeautifulSoup
+
+ROOT = Path(__file__).parent.parent
+AXE = ROOT / "tests" / "browser" / "node_modules" / "axe-core" / "axe.min.js"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+REQUIRED = os.environ.get("DRONE_REQUIRE_BROWSER") == "1"
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+CHAPTER = "book/chapters/01-svd-baseline.html"
+
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and not REQUIRED,
+    reason="no Chromium on the PATH: install Debian's package chromium",
+)
+needs_axe = pytest.mark.skipif(
+    not AXE.is_file() and not REQUIRED,
+    reason="axe-core is missing: `make test` gets it with npm",
+)
+
+
+def build(source, output):
+    """Build the book as `make book` does; returns the finished process."""
+    return subprocess.run(
+        [
+            *(str(Path(sys.executable).with_name("jupyter-book")), "build", str(source)),
+            *("--path-output", str(output), "--warningiserror", "--keep-going"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The whole book, built from nothing with warnings as errors."""
+    output = tmp_path_factory.mktemp("site")
+    done = build(ROOT, output)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return output / "_build" / "html"
+
+
+def pages(site):
+    """Every page a reader can open, as paths below the site."""
+    special = {"genindex.html", "search.html", "index.html"}
+    found = sorted(site.rglob("*.html"))
+    names = [path.relative_to(site).as_posix() for path in found]
+    return [
+        name
+        for name in names
+        if name not in special and not name.startswith(("_static/", "_modules/"))
+    ]
+
+
+def soup(path):
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+def broken_links(site):
+    """Internal links and anchors that lead nowhere."""
+    anchors, links = defaultdict(set), []
+    for path in site.rglob("*.html"):
+        name = path.relative_to(site).as_posix()
+        page = soup(path)
+        anchors[name] = {tag["id"] for tag in page.find_all(id=True)}
+        links += [
+            (name, tag.get("href") or tag.get("src"))
+            for tag in page.find_all(["a", "link", "img", "script"])
+            if tag.get("href") or tag.get("src")
+        ]
+    broken = []
+    for name, link in links:
+        if re.match(r"[a-z]+:", link) or link.startswith("//"):
+            continue
+        target, anchor = urldefrag(urljoin(name, link))
+        target = unquote(target.split("?")[0]) or name
+        if not (site / target).is_file() or (
+            anchor and target in anchors and unquote(anchor) not in anchors[target]
+        ):
+            broken.append(f"{name}: {link}")
+    return broken
+
+
+def images_without_alt(site):
+    """Images whose alternative text is missing or is just the file's name."""
+    return [
+        f"{path.relative_to(site)}: {image.get('src', '')[:60]}"
+        for path in site.rglob("*.html")
+        for image in soup(path).find_all("img")
+        if not image.get("alt", "").strip()
+        or image["alt"] in image.get("src", "")
+        or re.fullmatch(r"\S+\.(png|svg|jpe?g)", image["alt"])
+    ]
+
+
+def test_every_listed_page_is_built(site):
+    listed = re.findall(r"(?:file|root): (\S+)", (ROOT / "_toc.yml").read_text())
+    assert {f"{name}.html" for name in listed} == set(pages(site))
+
+
+def test_no_internal_link_is_broken(site):
+    assert broken_links(site) == []
+
+
+def test_a_broken_link_is_noticed(tmp_path):
+    (tmp_path / "a.html").write_text('<a href="b.html">b</a><a href="#c">c</a>')
+    assert broken_links(tmp_path) == ["a.html: b.html", "a.html: #c"]
+
+
+def test_every_image_has_an_alt_text(site):
+    assert images_without_alt(site) == []
+
+
+def test_a_missing_alt_text_is_noticed(tmp_path):
+    (tmp_path / "a.html").write_text('<img src="x.png"><img src="y.png" alt="y.png">')
+    assert len(images_without_alt(tmp_path)) == 2
+
+
+def test_a_warning_fails_the_build(tmp_path):
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: a\n")
+    (tmp_path / "_config.yml").write_text("title: t\nonly_build_toc_files: true\n")
+    (tmp_path / "a.md").write_text("# A\n\n{ref}`nowhere`\n")
+    assert build(tmp_path, tmp_path).returncode != 0
+
+
+def test_the_edition_on_the_page_is_mrpc(site):
+    text = soup(site / CHAPTER).get_text()
+    assert "mrpc" in text
+    assert "parameter task" in text
+
+
+@pytest.fixture(scope="session")
+def address(site):
+    """The site, served on this machine only."""
+    handler = functools.partial(
+        type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": _quiet}),
+        directory=str(site),
+    )
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def _quiet(*_):
+    """The test's report is not the place for an access log."""
+
+
+@pytest.fixture(scope="session")
+def browser():
+    assert CHROMIUM, "DRONE_REQUIRE_BROWSER is set, and there is no Chromium"
+    from playwright.sync_api import sync_playwright
+
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    context = browser.new_context(viewport=DESKTOP)
+    yield context.new_page()
+    context.close()
+
+
+def scrolls_sideways(page):
+    return page.evaluate(
+        "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+    )
+
+
+@needs_browser
+def test_every_page_loads_without_error_or_foreign_request(site, address, page):
+    errors, foreign = [], []
+    page.on(
+        "console",
+        lambda m: errors.append(f"{page.url}: {m.text}") if m.type == "error" else None,
+    )
+    page.on("pageerror", lambda e: errors.append(f"{page.url}: {e}"))
+    page.on(
+        "request",
+        lambda r: (
+            None
+            if r.url.startswith((address, "data:", "blob:"))
+            else foreign.append(r.url)
+        ),
+    )
+    for name in pages(site):
+        page.goto(address + name, wait_until="networkidle")
+    assert errors == []
+    assert foreign == []
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_no_page_scrolls_sideways(site, address, page, width):
+    page.set_viewport_size(width)
+    wide = []
+    for name in pages(site):
+        page.goto(address + name, wait_until="networkidle")
+        if scrolls_sideways(page):
+            wide.append(name)
+    assert wide == []
+
+
+@needs_browser
+def test_formulas_are_rendered(address, page):
+    page.goto(address + CHAPTER, wait_until="networkidle")
+    page.wait_for_selector("mjx-container", timeout=15_000)
+    assert page.locator("mjx-container").count() > 50
+    assert page.locator("mjx-merror").count() == 0
+    assert "\\frac" not in page.locator("article").inner_text()
+
+
+@needs_browser
+def test_the_search_finds_a_word(address, page):
+    page.goto(address + "search.html?q=Eckart", wait_until="networkidle")
+    page.wait_for_selector("#search-results li", timeout=15_000)
+    assert "Chapter 1" in page.locator("#search-results").inner_text()
+
+
+@needs_browser
+def test_a_solution_opens_on_click(address, page):
+    page.goto(address + CHAPTER, wait_until="networkidle")
+    solution = page.locator(".solution.dropdown").first
+    answer = solution.locator("pre").first
+    assert not answer.is_visible()
+    solution.locator("button, summary, .toggle-button").first.click()
+    answer.wait_for(state="visible", timeout=5_000)
+
+
+@needs_browser
+def test_a_chapter_can_be_launched_downloaded_and_edited(address, page):
+    page.goto(address + CHAPTER, wait_until="networkidle")
+    links = page.eval_on_selector_all("a[href]", "all => all.map(a => a.href)")
+    path = "book/chapters/01-svd-baseline.ipynb"
+    assert any("mybinder.org" in link and path in unquote(link) for link in links)
+    assert any("colab.research" in link and path in link for link in links)
+    assert any(link.endswith("/edit/main/" + path) for link in links)
+    assert any(link.endswith("01-svd-baseline.ipynb") for link in links)
+
+
+@needs_browser
+@needs_axe
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_has_a_serious_accessibility_fault(site, address, page, scheme):
+    page.add_init_script(f"localStorage.setItem('mode', '{scheme}')")
+    faults = []
+    for name in pages(site):
+        page.goto(address + name, wait_until="networkidle")
+        assert page.locator(f"html[data-theme={scheme}]").count() == 1
+        page.add_script_tag(path=str(AXE))
+        result = page.evaluate("axe.run()")
+        faults += [
+            f"{name}: {violation['id']}: {node['html'][:160]}"
+            for violation in result["violations"]
+            if violation["impact"] in ("serious", "critical")
+            for node in violation["nodes"][:3]
+        ]
+    assert faults == []

@@ -1,0 +1,176 @@
+"""The frame of the book: what imports what, and what a chapter must carry."""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHAPTERS = sorted((ROOT / "book" / "chapters").glob("*.ipynb"))
+# From bottom to top; a module imports only from groups above its own in this list.
+ORDER = [
+    {"files", "factorize", "agreement", "timing", "figures"},
+    {"layers", "data", "models", "records"},
+    {"compress", "training"},
+]
+
+
+def name(path):
+    return path.name
+
+
+def imports(path):
+    """Modules of drone that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "drone":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module.startswith("drone."):
+                found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {
+                a.name.split(".")[1] for a in node.names if a.name.startswith("drone.")
+            }
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "drone").glob("*.py")), ids=name)
+def test_a_module_imports_only_from_below(path):
+    if path.stem == "__init__":
+        return
+    level = next(i for i, group in enumerate(ORDER) if path.stem in group)
+    below = set().union(*ORDER[:level])
+    assert imports(path) <= below
+
+
+def cells(path, injected=False):
+    """(type, source) of each cell, without the one papermill injects."""
+    return [
+        (cell.cell_type, cell.source)
+        for cell in nbformat.read(path, as_version=4).cells
+        if injected or "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
+
+
+def stale(source, published):
+    """Why a published chapter is not what its source would give; empty if it is."""
+    return [
+        f"cell {number}: published {new[1][:60]!r}, source {old[1][:60]!r}"
+        for number, (old, new) in enumerate(
+            zip(cells(source), cells(published), strict=False)
+        )
+        if old != new
+    ] + (
+        ["another number of cells"]
+        if len(cells(source)) != len(cells(published))
+        else []
+    )
+
+
+def test_every_notebook_is_published_and_listed():
+    toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
+    assert [p.name for p in NOTEBOOKS] == [p.name for p in CHAPTERS]
+    for path in NOTEBOOKS:
+        assert f"book/chapters/{path.stem}" in toc
+        assert (ROOT / "book" / "params" / f"{path.stem[:2]}.yaml").is_file()
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=name)
+def test_a_published_chapter_has_the_cells_of_its_source(path):
+    assert stale(ROOT / "notebooks" / path.name, path) == []
+
+
+def test_a_stale_chapter_is_noticed(tmp_path):
+    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+    notebook.cells[0].source += " changed"
+    nbformat.write(notebook, tmp_path / "changed.ipynb")
+    assert len(stale(NOTEBOOKS[0], tmp_path / "changed.ipynb")) == 1
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=name)
+def test_an_edition_was_run_with_its_parameters(path):
+    parameters = yaml.safe_load(
+        (ROOT / "book" / "params" / f"{path.stem[:2]}.yaml").read_text()
+    )
+    (injected,) = [
+        cell.source
+        for cell in nbformat.read(path, as_version=4).cells
+        if "injected-parameters" in cell.metadata.get("tags", [])
+    ]
+    values = {}
+    exec(injected, values)  # assignments written by papermill
+    assert {key: values[key] for key in parameters} == parameters
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS + CHAPTERS, ids=lambda p: str(p)[-40:])
+class TestNotebook:
+    def test_was_run_from_top_to_bottom(self, path):
+        code = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+        assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+
+    def test_each_figure_has_an_alt_text_and_a_caption(self, path):
+        for cell in nbformat.read(path, 4).cells:
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    alt = output.metadata.get("image/png", {}).get("alt", "")
+                    assert len(alt) >= 30, cell.id
+                    shown = cell.metadata.get("mystnb", {})
+                    assert shown.get("image", {}).get("alt") == alt, cell.id
+                    assert len(shown["figure"]["caption"]) >= 30, cell.id
+
+    def test_shows_no_error_and_no_path_of_a_machine(self, path):
+        for cell in nbformat.read(path, 4).cells:
+            for output in cell.get("outputs", []):
+                assert output.output_type != "error", cell.id
+                text = str(output.get("text", "")) + str(output.get("data", ""))
+                assert not re.search(r"/(root|home|tmp|work|Users)/\w", text), cell.id
+
+    def test_compares_most_of_its_outputs(self, path):
+        code = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+        ignored = [
+            c for c in code if "nbval-ignore-output" in c.metadata.get("tags", [])
+        ]
+        assert len(ignored) < 2 / 3 * len(code)
+
+    def test_has_three_to_six_exercises_each_with_a_folded_solution(self, path):
+        text = "\n".join(source for kind, source in cells(path) if kind == "markdown")
+        labels = re.findall(r"\{exercise-start\}.*\n:label: (\S+)", text)
+        solved = re.findall(r"\{solution-start\} (\S+)\n:class: dropdown", text)
+        assert 3 <= len(labels) <= 6
+        assert labels == solved
+
+    def test_defines_nothing_the_library_has(self, path):
+        library = set()
+        for module in (ROOT / "drone").glob("*.py"):
+            tree = ast.parse(module.read_text(encoding="utf-8"))
+            library |= {
+                node.name
+                for node in tree.body
+                if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            }
+        defined = {
+            node.name
+            for kind, source in cells(path, injected=True)
+            if kind == "code"
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        }
+        assert not defined & library
+
+
+def test_the_logo_is_what_its_code_draws():
+    spec = importlib.util.spec_from_file_location(
+        "make_logo", ROOT / "book" / "make_logo.py"
+    )
+    make_logo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_logo)
+    static = ROOT / "book" / "_static"
+    assert (static / "favicon.svg").read_text(encoding="utf-8") == make_logo.favicon()
+    logo = make_logo.logo("#222222")
+    assert (static / "logo.svg").read_text(encoding="utf-8") == logo

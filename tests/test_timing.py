@@ -1,0 +1,277 @@
+"""Latency: warmed up, interleaved, paired; robust on a machine that is busy."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from drone import LatencyReport, LowRankLinear, compare_latency, multiply_adds
+
+
+class Model(nn.Module):
+    """A linear layer that notes its calls, may wait, and may spoil its output."""
+
+    def __init__(self, name: str, log: list[str], wait: float = 0.0) -> None:
+        super().__init__()
+        self.name, self.log, self.wait = name, log, wait
+        self.linear = nn.Linear(4, 2)
+        self.spoil: float | None = None
+        self.fail_at: int | None = None
+        self.threads: set[int] = set()
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.log.append(self.name)
+        self.threads.add(torch.get_num_threads())
+        if self.fail_at == self.log.count(self.name):
+            raise RuntimeError("on purpose")
+        time.sleep(self.wait)
+        y = self.linear(x)
+        return y if self.spoil is None else y * self.spoil
+
+
+@pytest.fixture
+def log() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    return {"x": torch.randn(3, 4)}
+
+
+def rounds(log: list[str], models: int) -> list[tuple[str, ...]]:
+    """The order within each round, after the one check call of each model."""
+    calls = log[models:]
+    return [tuple(calls[i : i + models]) for i in range(0, len(calls), models)]
+
+
+# --- what is refused -------------------------------------------------------------
+
+
+def test_training_mode_is_refused_and_the_model_named(
+    log: list[str], batch: dict[str, Tensor]
+) -> None:
+    models = {"base": Model("a", log), "thin": Model("b", log).train()}
+    with pytest.raises(ValueError, match="thin is in training mode"):
+        compare_latency(models, batch)
+    assert not log
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_non_finite_output_is_refused_and_the_model_named(
+    log: list[str], batch: dict[str, Tensor], value: float
+) -> None:
+    models = {"base": Model("a", log), "thin": Model("b", log)}
+    models["thin"].spoil = value
+    with pytest.raises(ValueError, match="thin: the output has NaN or Inf"):
+        compare_latency(models, batch)
+    assert log == ["a", "b"]  # checked before anything is timed
+
+
+def test_a_non_finite_tensor_is_found_in_a_models_named_outputs(
+    tiny_bert: nn.Module, padded_batch: dict[str, Tensor]
+) -> None:
+    tiny_bert.classifier.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="bert: the output"):
+        compare_latency({"bert": tiny_bert}, padded_batch)
+
+
+def test_a_non_finite_tensor_is_found_inside_a_tuple() -> None:
+    lstm = nn.LSTM(4, 3).eval()  # returns (output, (h, c))
+    lstm.bias_ih_l0.data[0] = float("nan")
+    with pytest.raises(ValueError, match="lstm: the output"):
+        compare_latency({"lstm": lstm}, {"input": torch.randn(5, 2, 4)})
+
+
+@pytest.mark.parametrize(
+    ("repeats", "warmup"), [(1, 3), (0, 3), (-1, 3), (2, -1)], ids=str
+)
+def test_too_few_rounds_are_refused(
+    log: list[str], batch: dict[str, Tensor], repeats: int, warmup: int
+) -> None:
+    with pytest.raises(ValueError, match="at least 2 and 0"):
+        compare_latency({"a": Model("a", log)}, batch, repeats=repeats, warmup=warmup)
+
+
+def test_no_model_and_no_batch_are_refused(
+    log: list[str], batch: dict[str, Tensor]
+) -> None:
+    with pytest.raises(ValueError, match="at least one model"):
+        compare_latency({}, batch)
+    with pytest.raises(ValueError, match="at least one model"):
+        compare_latency({"a": Model("a", log)}, {})
+
+
+# --- rounds ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("repeats", "warmup"), [(5, 2), (2, 0)])
+def test_each_model_is_called_once_a_round_and_once_for_the_check(
+    log: list[str], batch: dict[str, Tensor], repeats: int, warmup: int
+) -> None:
+    models = {name: Model(name, log) for name in "abc"}
+    report = compare_latency(models, batch, repeats=repeats, warmup=warmup)
+    assert all(log.count(name) == 1 + warmup + repeats for name in "abc")
+    assert all(len(times) == repeats for times in report.seconds.values())
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds(log, 3))
+
+
+def test_the_order_changes_from_round_to_round_and_the_seed_decides_it(
+    batch: dict[str, Tensor],
+) -> None:
+    found = {}
+    for run, seed in [("first", 0), ("again", 0), ("other", 1)]:
+        log: list[str] = []
+        models = {name: Model(name, log) for name in "abc"}
+        compare_latency(models, batch, repeats=20, seed=seed)
+        found[run] = rounds(log, 3)
+    assert len(set(found["first"])) > 1
+    assert {each[0] for each in found["first"]} == {"a", "b", "c"}
+    assert found["first"] == found["again"] != found["other"]
+
+
+def test_warm_up_rounds_are_not_measured(
+    log: list[str], batch: dict[str, Tensor]
+) -> None:
+    class Cold(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            cold = self.log.count(self.name) < 4  # the check and three warm-ups
+            self.wait = 0.1 if cold else 0.0
+            return super().forward(x)
+
+    report = compare_latency({"a": Cold("a", log)}, batch, repeats=5, warmup=3)
+    assert report.median("a") < 0.08
+
+
+def test_no_gradients_are_recorded_while_timing(batch: dict[str, Tensor]) -> None:
+    class Watch(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            assert torch.is_inference_mode_enabled()
+            return super().forward(x)
+
+    compare_latency({"a": Watch("a", [])}, batch, repeats=2)
+
+
+# --- threads ---------------------------------------------------------------------
+
+
+def test_threads_are_set_while_timing_and_restored(
+    log: list[str], batch: dict[str, Tensor]
+) -> None:
+    before = torch.get_num_threads()
+    model = Model("a", log)
+    report = compare_latency({"a": model}, batch, repeats=2, threads=before + 1)
+    assert model.threads == {before + 1} == {report.conditions["threads"]}
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("call", [1, 3])
+def test_threads_are_restored_when_a_model_fails(
+    log: list[str], batch: dict[str, Tensor], call: int
+) -> None:
+    before = torch.get_num_threads()
+    model = Model("a", log)
+    model.fail_at = call
+    with pytest.raises(RuntimeError, match="on purpose"):
+        compare_latency({"a": model}, batch, threads=before + 1)
+    assert model.threads == {before + 1}
+    assert torch.get_num_threads() == before
+
+
+# --- the ratio -------------------------------------------------------------------
+
+
+def test_two_equal_models_are_not_told_apart() -> None:
+    models = {name: nn.Sequential(nn.Linear(512, 512)).eval() for name in "ab"}
+    models["b"].load_state_dict(models["a"].state_dict())
+    intervals = []
+    for seed in range(3):  # a 95 % interval misses 1 time in 20, and machines are busy
+        report = compare_latency(
+            models, {"input": torch.randn(64, 512)}, repeats=30, seed=seed
+        )
+        _, low, high = report.speedup("b")
+        intervals.append((low, high))
+        if low <= 1 <= high:
+            return
+    pytest.fail(f"no interval contains 1: {intervals}")
+
+
+def test_a_model_five_times_as_slow_is_told_apart(batch: dict[str, Tensor]) -> None:
+    models = {"slow": Model("a", [], wait=0.02), "fast": Model("b", [], wait=0.004)}
+    ratio, low, high = compare_latency(models, batch, repeats=15).speedup("fast")
+    assert 1.5 < low <= ratio <= high < 10
+
+
+def test_the_ratio_is_the_median_of_paired_ratios() -> None:
+    base, thin = np.array([1.0, 2.0, 9.0]), np.array([1.0, 8.0, 3.0])
+    report = LatencyReport({"base": base, "thin": thin}, {})
+    ratio, low, high = report.speedup("thin")
+    assert ratio == 1.0  # of 1, 1/4 and 3; unpaired medians would give 2/3
+    assert low == 0.25 and high == 3.0
+    assert report.speedup("thin") == (ratio, low, high)
+    assert report.speedup("base") == (1.0, 1.0, 1.0)
+
+
+def test_a_lower_level_gives_a_narrower_interval() -> None:
+    times = np.random.default_rng(0).uniform(1, 2, 40)
+    report = LatencyReport({"base": np.ones(40), "thin": times}, {})
+    _, low, high = report.speedup("thin", level=0.95)
+    _, inner_low, inner_high = report.speedup("thin", level=0.5)
+    assert low < inner_low < inner_high < high
+
+
+def test_the_bootstrap_covers_the_true_median_about_as_often_as_it_says() -> None:
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(100):
+        times = np.exp(rng.normal(0, 0.3, 30))  # the ratio's true median is 1
+        report = LatencyReport({"base": np.ones(30), "thin": times}, {})
+        _, low, high = report.speedup("thin")
+        hits += low <= 1 <= high
+    assert 88 <= hits <= 100
+
+
+def test_table_has_a_row_a_model_in_milliseconds() -> None:
+    report = LatencyReport(
+        {"base": np.array([0.002, 0.004, 0.003]), "thin": np.full(3, 0.001)}, {}
+    )
+    table = report.table()
+    assert list(table.index) == ["base", "thin"]
+    assert list(table.columns) == ["median_ms", "speedup", "low", "high"]
+    assert table.loc["base", "median_ms"] == pytest.approx(3)
+    assert table.loc["thin", "speedup"] == pytest.approx(3)
+    assert report.baseline == "base"
+
+
+def test_conditions_say_what_was_timed(
+    tiny_bert: nn.Module, padded_batch: dict[str, Tensor]
+) -> None:
+    found = compare_latency({"bert": tiny_bert}, padded_batch, repeats=2).conditions
+    assert found.pop("processor")
+    assert found == {
+        "batch": 3,
+        "length": 12,
+        "threads": torch.get_num_threads(),
+        "dtype": "float32",
+        "device": "cpu",
+        "repeats": 2,
+    }
+
+
+# --- multiply-adds ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_multiply_adds_of_dense_and_thin_layers_are_exact(tokens: int) -> None:
+    dense = nn.Linear(5, 7)
+    thin = LowRankLinear.from_linear(dense, 2)
+    batch = {"input": torch.randn(tokens, 5)}
+    assert multiply_adds(nn.Sequential(dense), batch) == 35 * tokens
+    assert multiply_adds(nn.Sequential(thin), batch) == 24 * tokens
+
+
+def test_multiply_adds_count_a_batch_of_sequences() -> None:
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+    assert multiply_adds(model, {"input": torch.randn(2, 4, 5)}) == 8 * (35 + 21)

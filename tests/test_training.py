@@ -1,0 +1,491 @@
+"""Fine-tuning and its cache, with a tiny random model and MiniLM's real tokenizer."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
+
+from drone import models, training
+from drone.training import METRICS, FineTuned, Recipe, fine_tune
+
+RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, max_length=32)
+Tune = Callable[..., FineTuned]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(models.checked_folder("minilm"))
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def tiny(tokenizer: PreTrainedTokenizerBase, outputs: int) -> PreTrainedModel:
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        num_labels=outputs,
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+@pytest.fixture(autouse=True)
+def tiny_encoder(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    def encoder(
+        name: str, source: str = "embedded", num_labels: int = 2, seed: int = 0
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return tiny(tokenizer, num_labels), tokenizer
+
+    monkeypatch.setattr(models, "encoder", encoder)
+
+
+@pytest.fixture
+def tune(tmp_path: Path) -> Tune:
+    """`fine_tune` on 48 rows, cached in this test's own folder."""
+
+    def tune(**changes: Any) -> FineTuned:
+        options = {"rows": 48, "recipe": RECIPE, "cache": tmp_path / "cache"}
+        return fine_tune(**(options | changes))
+
+    return tune
+
+
+def weights(found: FineTuned) -> dict[str, Tensor]:
+    return found.model.state_dict()
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# --- the cache -------------------------------------------------------------------
+
+
+def test_the_second_call_is_a_hit_that_says_so_and_has_the_same_weights(
+    tune: Tune,
+    tokenizer: PreTrainedTokenizerBase,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = tune()
+    assert not first.cached and "cache hit" not in capsys.readouterr().out
+    monkeypatch.setattr(Trainer, "train", lambda *_, **__: pytest.fail("trained again"))
+    second = tune()
+    assert second.cached and "cache hit: minilm" in capsys.readouterr().out
+    assert equal(weights(first), weights(second))
+    assert (first.key, first.seconds) == (second.key, second.seconds)
+    assert len(first.key) == 64
+    assert not first.model.training and not second.model.training
+    torch.manual_seed(0)
+    start = tiny(tokenizer, 2).state_dict()
+    changed = [k for k, v in weights(first).items() if not torch.equal(v, start[k])]
+    assert len(changed) > len(start) / 2  # it was trained at all
+
+
+def test_the_same_inputs_give_the_same_weights_whatever_ran_before(
+    tune: Tune, tmp_path: Path
+) -> None:
+    first = tune(cache=tmp_path / "one")
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002 - the global state is what is meant
+    random.seed(99)
+    assert equal(weights(first), weights(tune(cache=tmp_path / "two")))
+
+
+def test_a_run_and_a_cache_hit_leave_the_same_random_state_behind(tune: Tune) -> None:
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        np.random.seed(5)  # noqa: NPY002
+        random.seed(5)
+        tune()
+        draws.append((torch.rand(1).item(), np.random.rand(), random.random()))  # noqa: NPY002
+    assert draws[0] == draws[1]
+
+
+@pytest.fixture
+def key_of(monkeypatch: pytest.MonkeyPatch, tune: Tune) -> Callable[..., str]:
+    """The key of a training, which is not begun."""
+
+    class Stop(Exception):
+        pass
+
+    plain = training.cache_key
+
+    def stop(*args: Any) -> str:
+        raise Stop(plain(*args))
+
+    def key_of(**changes: Any) -> str:
+        monkeypatch.setattr(training, "cache_key", stop)
+        with pytest.raises(Stop) as found:
+            tune(**changes)
+        return str(found.value)
+
+    return key_of
+
+
+def test_the_key_changes_with_whatever_goes_into_the_training(
+    key_of: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changed: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"rows": 47},
+        {"rows": None},
+        {"encoder": "mpnet-base"},
+    ]
+    different = {
+        "epochs": 3,
+        "batch_size": 8,
+        "learning_rate": 2e-3,
+        "warmup": 0.2,
+        "weight_decay": 0.0,
+        "max_length": 16,
+    }
+    assert set(different) == set(RECIPE.__dataclass_fields__)
+    changed += [{"recipe": replace(RECIPE, **{k: v})} for k, v in different.items()]
+    keys = [key_of(), *(key_of(**change) for change in changed)]
+    assert key_of() == keys[0]
+    monkeypatch.setattr(training, "bfloat16_gains", lambda: True)
+    keys.append(key_of())
+    monkeypatch.setattr(training, "bfloat16_gains", lambda: False)
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    keys.append(key_of())
+    assert len(set(keys)) == len(keys) - (keys[0] == keys[-2])
+
+
+def test_the_key_changes_with_the_task_and_with_each_row(
+    key_of: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRONE_DATA", str(tmp_path))
+    for folder in ("CoLA", "SST-2"):
+        (tmp_path / "glue" / folder).mkdir(parents=True)
+    (tmp_path / "glue/CoLA/train.tsv").write_text("s\t1\t\tgood\ns\t0\t*\tbad\n")
+    sst2 = tmp_path / "glue/SST-2/train.tsv"
+    local = {"data_source": "local", "rows": None}
+    keys = [key_of(task="cola", **local)]
+    for text in ["good\t1\nbad\t0", "good\t1\nbad\t1", "good\t1\nbat\t0"]:
+        sst2.write_text(f"sentence\tlabel\n{text}\n")
+        keys.append(key_of(task="sst2", **local))
+    assert len(set(keys)) == 4
+
+
+def only_folder(cache: Path) -> Path:
+    (folder,) = cache.iterdir()
+    return folder
+
+
+def test_damaged_weights_are_refused_and_the_file_named(
+    tune: Tune, tmp_path: Path
+) -> None:
+    tune()
+    path = only_folder(tmp_path / "cache") / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="SHA-256") as error:
+        tune()
+    assert str(path) in str(error.value)
+
+
+def test_a_damaged_record_is_refused_and_the_file_named(
+    tune: Tune, tmp_path: Path
+) -> None:
+    tune()
+    path = only_folder(tmp_path / "cache") / "record.json"
+    good = json.loads(path.read_text())
+    other = json.dumps(good | {"inputs": good["inputs"] | {"seed": 7}})
+    incomplete = json.dumps({"inputs": good["inputs"]})
+    for text in [path.read_text()[:-20], "", other, "{}", "[]", incomplete]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"record\.json") as error:
+            tune()
+        assert str(path) in str(error.value)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"record\.json"):
+        tune()
+
+
+def test_the_environment_names_the_cache(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRONE_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(training, "_train", lambda *_: pytest.fail(str(_[7])))
+    with pytest.raises(pytest.fail.Exception) as error:
+        tune(cache=None)
+    assert str(tmp_path / "other") in str(error.value)
+
+
+# --- interruptions ---------------------------------------------------------------
+
+
+class CutOff(Exception):
+    """In place of the user's Ctrl-C."""
+
+
+class Steps(TrainerCallback):
+    """Counts steps, and cuts the training off at the beginning of an epoch."""
+
+    def __init__(self, cut_at: float) -> None:
+        self.cut_at, self.steps = cut_at, 0
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.epoch >= self.cut_at:
+            raise CutOff
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.steps += 1
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Steps]:
+    """From here on each Trainer gets this callback."""
+
+    def watch(cut_at: float = np.inf) -> Steps:
+        steps = Steps(cut_at)
+
+        class Watched(Trainer):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                self.add_callback(steps)
+
+        monkeypatch.setattr(training, "Trainer", Watched)
+        return steps
+
+    return watch
+
+
+def finished(cache: Path) -> list[str]:
+    """What a later call would take for a result: all but the checkpoints."""
+    return [p.name for p in cache.iterdir() if not p.name.endswith(".checkpoints")]
+
+
+def test_a_training_that_was_cut_off_resumes_to_the_same_weights(
+    tune: Tune, watch: Callable[..., Steps], tmp_path: Path
+) -> None:
+    through = watch()
+    whole = tune(cache=tmp_path / "whole")
+    assert through.steps == 6
+    watch(cut_at=1)
+    with pytest.raises(CutOff):
+        tune()
+    assert finished(tmp_path / "cache") == []
+    torch.manual_seed(99)
+    rest = watch()
+    resumed = tune()
+    assert rest.steps == 3  # the second epoch alone
+    assert not resumed.cached and resumed.key == whole.key
+    assert equal(weights(resumed), weights(whole))
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [whole.key[:20]]
+
+
+def test_a_training_that_failed_at_once_leaves_nothing_to_be_taken_for_a_result(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise CutOff
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", fail)
+        with pytest.raises(CutOff):
+            tune()
+    assert finished(tmp_path / "cache") == []
+    assert not tune().cached
+
+
+def test_a_write_that_failed_half_way_leaves_nothing_to_be_taken_for_a_result(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise CutOff
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_file", half)
+        with pytest.raises(CutOff):
+            tune()
+    assert finished(tmp_path / "cache") == []
+    assert not tune().cached
+
+
+# --- arguments -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [0, -1, 6001])
+def test_rows_out_of_range_are_refused(tune: Tune, rows: int) -> None:
+    with pytest.raises(ValueError, match=f"rows is {rows}; allowed are 1 to 6000"):
+        tune(rows=rows)
+
+
+@pytest.mark.parametrize("task", ["wnli", "ptb"])
+def test_an_unknown_task_is_refused(tune: Tune, task: str) -> None:
+    with pytest.raises(ValueError, match=f"no task '{task}'; .*mrpc"):
+        tune(task=task)
+
+
+def test_a_score_is_learnt_with_a_single_output(
+    tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = "index genre filename year old_index source1 source2".split()
+    lines = ["\t".join([*header, "sentence1", "sentence2", "score"])]
+    lines += ["\t".join(["x"] * 7 + ["a cat", "a " * i, f"{i}"]) for i in range(1, 5)]
+    (tmp_path / "glue" / "STS-B").mkdir(parents=True)
+    (tmp_path / "glue/STS-B/train.tsv").write_text("\n".join(lines))
+    monkeypatch.setenv("DRONE_DATA", str(tmp_path))
+    found = tune(task="stsb", data_source="local", rows=None)
+    assert found.model.config.num_labels == 1
+    assert found.model.classifier.weight.isfinite().all()
+
+
+# --- tokenize, predict, evaluate -------------------------------------------------
+
+SENTENCES = ["the cat sings", "no", "a very long row of some words here", "zebra", "a b"]
+
+
+@pytest.fixture
+def rows(tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    plain = Dataset.from_dict({"sentence": SENTENCES, "label": [0, 1, 0, 1, 1]})
+    return training.tokenize(plain, tokenizer, "cola")
+
+
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    return tiny(tokenizer, 2)
+
+
+def test_tokenize_cuts_long_rows_and_pads_none(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    plain = Dataset.from_dict(
+        {"sentence1": ["a", "b " * 50], "sentence2": ["c d", "e " * 50], "label": [1, 0]}
+    )
+    found = training.tokenize(plain, tokenizer, "mrpc", max_length=20)
+    assert [len(ids) for ids in found["input_ids"]] == [6, 20]
+    assert found["token_type_ids"][0] == [0, 0, 0, 1, 1, 1]
+    assert found["labels"][:] == [1, 0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
+def test_predict_keeps_the_order_of_the_rows(
+    model: PreTrainedModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+) -> None:
+    found = training.predict(model, rows, tokenizer, batch_size)
+    with torch.inference_mode():
+        alone = [
+            model(**tokenizer(text, return_tensors="pt")).logits[0].numpy()
+            for text in SENTENCES
+        ]
+    assert found.shape == (5, 2) and found.dtype == np.float32
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-6)
+    assert len({tuple(row.round(6)) for row in found}) == 5  # the rows do differ
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_predict_restores_the_mode_and_predicts_without_dropout(
+    model: PreTrainedModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    mode: bool,
+) -> None:
+    expected = training.predict(model.eval(), rows, tokenizer)
+    found = training.predict(model.train(mode), rows, tokenizer)
+    assert model.training is mode
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_predict_refuses_logits_that_are_not_finite_and_names_the_row(
+    model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    zebra = tokenizer.convert_tokens_to_ids("zebra")
+    model.bert.embeddings.word_embeddings.weight.data[zebra] = float("nan")
+    with pytest.raises(ValueError, match="row 3: the logits are"):
+        training.predict(model.train(), rows, tokenizer)
+    assert model.training
+
+
+def test_evaluate_compares_predictions_with_the_rows_own_labels(
+    model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    said = training.predict(model, rows, tokenizer).argmax(-1).tolist()
+    right = rows.remove_columns("labels").add_column("labels", said)
+    assert training.evaluate(model, right, tokenizer, "rte") == {"accuracy": 1.0}
+    wrong = [said[0], *(1 - label for label in said[1:])]
+    rows = rows.remove_columns("labels").add_column("labels", wrong)
+    assert training.evaluate(model, rows, tokenizer, "rte") == {"accuracy": 0.2}
+
+
+# --- metrics, by hand ------------------------------------------------------------
+
+
+def logits(classes: list[int]) -> np.ndarray:
+    return np.eye(3)[classes]
+
+
+def score(task: str, outputs: np.ndarray, labels: list[float]) -> dict[str, float]:
+    return {
+        name: metric(outputs, np.array(labels)) for name, metric in METRICS[task].items()
+    }
+
+
+def test_cola_is_scored_by_matthews_correlation() -> None:
+    # 2 true positives, 1 true negative, 1 false positive, 1 false negative:
+    # (2·1 - 1·1) / sqrt(3 · 3 · 2 · 2) = 1/6
+    found = score("cola", logits([1, 1, 0, 1, 0]), [1, 1, 0, 0, 1])
+    assert found == {"matthews": pytest.approx(1 / 6)}
+
+
+@pytest.mark.parametrize("task", ["mrpc", "qqp"])
+def test_paraphrases_are_scored_by_accuracy_and_f1(task: str) -> None:
+    # precision 2/3, recall 2/4, so F1 = 4/7; 2 + 1 right of 6
+    found = score(task, logits([1, 1, 1, 0, 0, 0]), [1, 1, 0, 1, 1, 0])
+    assert found == {"accuracy": pytest.approx(1 / 2), "f1": pytest.approx(4 / 7)}
+    assert next(iter(found)) == "accuracy"
+
+
+def test_stsb_is_scored_by_pearson_and_spearman() -> None:
+    # Ranks agree but for one swap of neighbours: 1 - 6 · 2 / (4 · 15) = 0.8.
+    # Deviations (-2, -1, -1, 4) · ... by hand: 14.5 / sqrt(22 · 13)
+    outputs = np.array([[1.0], [2.0], [3.0], [6.0]])
+    labels = [0.0, 2.0, 1.0, 5.0]
+    x, y = [-2, -1, 0, 3], [-2, 0, -1, 3]
+    by_hand = sum(a * b for a, b in zip(x, y, strict=True)) / 14
+    found = score("stsb", outputs, labels)
+    assert found == {
+        "pearson": pytest.approx(by_hand),
+        "spearman": pytest.approx(0.8),
+    }
+
+
+@pytest.mark.parametrize("task", ["sst2", "mnli", "qnli", "rte", "agreement"])
+def test_the_other_tasks_are_scored_by_accuracy(task: str) -> None:
+    assert score(task, logits([0, 1, 2, 1]), [0, 1, 1, 0]) == {"accuracy": 0.5}
+
+
+def test_every_task_has_a_metric() -> None:
+    assert set(METRICS) == set(training.data.TASKS)
