@@ -10,6 +10,7 @@ removed, so two runs with the same inputs differ in their timing figures alone.
 import argparse
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         if cell.cell_type == "code":
             count += 1
             cell.execution_count = count
-            cell.outputs = [o for o in map(_clean_output, cell.outputs) if o]
+            cell.outputs = _join(o for o in map(_clean_output, cell.outputs) if o)
             for output in cell.outputs:
                 _check_output(cell.id, output)
                 if output.output_type == "execute_result":
@@ -102,11 +103,25 @@ def _clean_output(output: NotebookNode) -> NotebookNode | None:
     return None if progress else output
 
 
+def _join(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """Join streams that stood apart only where a progress bar came between them."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        last = joined[-1] if joined else NotebookNode()
+        if output.output_type == "stream" and output.name == last.get("name"):
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
 def _check_output(cell_id: str, output: NotebookNode) -> None:
     if output.output_type == "error":
         raise ValueError(f"cell {cell_id}: {output.ename}: {output.evalue}")
-    text = str(output.get("text", "")) + str(output.get("data", {}).get("text/plain"))
-    path = re.search(r"/(root|home|tmp|work|Users)/\S*", text)
+    data = output.get("data", {})
+    shown = [data[kind] for kind in data if kind.startswith("text/")]
+    text = " ".join(map(str, [output.get("text", ""), *shown]))
+    path = re.search(r"/(root|home|tmp|work|Users)/[^\s<]*", text)
     if path:
         raise ValueError(f"cell {cell_id}: shows a path of this machine, {path[0]}.")
 

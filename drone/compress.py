@@ -60,7 +60,7 @@ def compress(
         model: any module; it is left as it was.
         ranks: {module name: rank}, each rank from 1 to min(out, in). A rank above
             break-even is allowed, and warned of: that layer gets bigger.
-        factorizations: {module name: its `factorize`d weight}, to try several ranks
+        factorizations: {module name: what `factorize` gave}, to try several ranks
             without decomposing again; None, or a name left out: computed here.
 
     Returns:

@@ -305,7 +305,9 @@ def _read_ptb(path: Path) -> Dataset:
 
 
 def _features(task: Task) -> Features:
-    label = Value("float32") if task.labels is None else ClassLabel(names=task.labels)
+    label = (
+        Value("float32") if task.labels is None else ClassLabel(names=list(task.labels))
+    )
     text = {column: Value("string") for column in task.columns}
     return Features(text | {"label": label, "idx": Value("int32")})
 
@@ -376,7 +378,9 @@ def _hub(name: str, splits: Iterable[str] | None) -> DatasetDict:
     logging.disable_progress_bar()  # one small file; a bar would be noise
     try:
         loaded = load_dataset(repository, configuration, revision=revision)
-    except (OSError, RuntimeError) as error:  # no network, offline mode, not found
+    # No network, offline mode, not found; a ValueError: offline, and only another
+    # configuration is in the cache.
+    except (OSError, RuntimeError, ValueError) as error:
         what = f"the hub did not give {repository} ({type(error).__name__}: {error})"
         raise ConnectionError(_missing(name, what)) from error
     finally:
@@ -388,4 +392,5 @@ def _hub(name: str, splits: Iterable[str] | None) -> DatasetDict:
             f"{name} from hub has no split {', '.join(sorted(unknown))}; "
             f"it has {', '.join(loaded)}."
         )
-    return DatasetDict({split: loaded[split] for split in splits or loaded})
+    wanted = loaded if splits is None else splits
+    return DatasetDict({split: loaded[split] for split in wanted})

@@ -51,7 +51,12 @@ class Factorization:
         """
         check_rank(rank, self.max_rank)
         left, right = self.left[:, :rank], self.right[:rank]
-        return left.to(self.dtype).contiguous(), right.to(self.dtype).contiguous()
+        # Copied even when nothing has to change: no two layers share a factor.
+        plain = torch.contiguous_format
+        return (
+            left.to(self.dtype).clone(memory_format=plain),
+            right.to(self.dtype).clone(memory_format=plain),
+        )
 
 
 def check_rank(rank: int, max_rank: int, where: str = "rank") -> None:

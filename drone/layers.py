@@ -101,9 +101,9 @@ class LowRankLinear(nn.Module):
         """Ŵ = left @ right, (out, in)."""
         return self.left @ self.right
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(…, in) → (…, rank) → (…, out)."""
-        return F.linear(F.linear(x, self.right), self.left, self.bias)
+        return F.linear(F.linear(input, self.right), self.left, self.bias)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

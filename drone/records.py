@@ -34,7 +34,7 @@ def save(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     where = environment()
     with whole_file(path) as temporary:
         temporary.write_text(
-            "".join(json.dumps({**record, **where}) + "\n" for record in records)
+            "".join(json.dumps({**where, **record}) + "\n" for record in records)
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
@@ -165,8 +166,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 def _check_finite(name: str, output: Any) -> None:
     """Every floating tensor of the output is finite; a fast wrong answer is no gain."""
-    tensors = output.values() if isinstance(output, Mapping) else [output]
-    for tensor in tensors:
+    for tensor in tree_leaves(output):  # of nested tuples and mappings too
         floating = isinstance(tensor, Tensor) and tensor.is_floating_point()
         if floating and not tensor.isfinite().all():
             raise ValueError(f"{name}: the output has NaN or Inf; nothing is timed.")

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import random
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -211,6 +213,18 @@ class _Progress(TrainerCallback):
         self.bar.close()
 
 
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Give the caller's random state back, so a cache hit leaves the same one."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
 def cache_key(inputs: Mapping[str, Any], rows: Dataset) -> str:
     """SHA-256 over all that goes into a training, the rows themselves included."""
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
@@ -285,7 +299,8 @@ def fine_tune(
     if cached:
         print(f"cache hit: {encoder} on {task}, seed {seed}, key {key[:12]}")
     else:
-        _train(model, tokenizer, train, task, seed, recipe, bf16, folder, inputs)
+        with _own_randomness():
+            _train(model, tokenizer, train, task, seed, recipe, bf16, folder, inputs)
     record = _read_record(folder, inputs)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return FineTuned(model.eval(), tokenizer, key, record["seconds"], cached)
@@ -299,6 +314,9 @@ def _read_record(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"{path}: cannot be read ({error}); delete {folder}."
         ) from error
+    whole = isinstance(record, dict) and {"inputs", "seconds", "sha256"} <= set(record)
+    if not whole:
+        raise ValueError(f"{path}: a field is missing; delete {folder}.")
     if record["inputs"] != inputs:
         raise ValueError(f"{path}: made from other inputs; delete {folder}.")
     check_sha256(folder / "model.safetensors", record["sha256"])

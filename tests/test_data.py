@@ -31,8 +31,10 @@ HUB_LOOK = {
     "qnli": ("QNLI", ["question", "sentence"], ENTAILMENT),
     "rte": ("RTE", ["sentence1", "sentence2"], ENTAILMENT),
 }
-PARSES = "sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse"
-MNLI = f"index promptID pairID genre {PARSES} sentence1 sentence2".split()
+MNLI = ["index", "promptID", "pairID", "genre", "sentence1_binary_parse"]
+MNLI += ["sentence2_binary_parse", "sentence1_parse", "sentence2_parse"]
+FILLED = list("12gabcd")  # a cell for each of these columns but the first
+MNLI += ["sentence1", "sentence2"]
 STSB = "index genre filename year old_index source1 source2 sentence1 sentence2 score"
 # The files' classic layouts: the lines of a train.tsv of two rows, and the rows.
 CLASSIC: dict[str, tuple[list[list[str]], list[tuple[object, ...]]]] = {
@@ -71,8 +73,8 @@ CLASSIC: dict[str, tuple[list[list[str]], list[tuple[object, ...]]]] = {
     "mnli": (
         [
             [*MNLI, "label1", "gold_label"],
-            [*"0 1 2 g a b c d P H neutral neutral".split()],
-            [*"1 1 2 g a b c d Q K contradiction contradiction".split()],
+            ["0", *FILLED, "P", "H", "neutral", "neutral"],
+            ["1", *FILLED, "Q", "K", "contradiction", "contradiction"],
         ],
         [("P", "H", 1), ("Q", "K", 2)],
     ),
@@ -165,7 +167,7 @@ def test_mnli_has_two_validation_splits_and_more_columns_there(root: Path) -> No
     for file, (premise, hypothesis, gold) in zip(
         ["dev_matched.tsv", "dev_mismatched.tsv"], texts, strict=True
     ):
-        row = [*"0 1 2 g a b c d".split(), premise, hypothesis, *["-"] * 5, gold]
+        row = ["0", *FILLED, premise, hypothesis, *["-"] * 5, gold]
         write(root, "mnli", "\t".join(header) + "\n" + "\t".join(row) + "\n", file)
     found = data.load("mnli", "local")
     assert list(found) == ["train", "validation_matched", "validation_mismatched"]
@@ -181,7 +183,10 @@ def test_ptb_has_a_sentence_a_line_with_single_spaces(root: Path) -> None:
         (root / "ptb" / f"ptb.{split}.txt").write_text(text, encoding="utf-8")
     found = data.load("ptb", "local")
     assert list(found) == ["train", "validation", "test"]
-    assert found["validation"]["sentence"][:] == ["no it was n't valid", "<unk> N years"]
+    assert found["validation"]["sentence"][:] == [
+        "no it was n't valid",
+        "<unk> N years",
+    ]
     assert dict(found["train"].features) == {"sentence": Value("string")}
 
 
@@ -241,7 +246,7 @@ def test_a_score_that_is_no_number_from_0_to_5_is_refused(
 ) -> None:
     lines = lines_of("stsb")
     write(root, "stsb", "\n".join([*lines[:2], lines[2].replace("0.25", score)]))
-    with pytest.raises(ValueError, match="row 3: the score is .* from 0 to 5"):
+    with pytest.raises(ValueError, match=r"row 3: the score is .* from 0 to 5"):
         train("stsb")
 
 
@@ -275,7 +280,7 @@ def test_a_header_without_a_needed_column_is_refused_and_it_is_named(
 
 def test_bytes_that_are_not_utf8_are_refused_with_their_place(root: Path) -> None:
     path = write(root, "sst2", "")
-    path.write_bytes("sentence\tlabel\n".encode() + "café\t1\n".encode("latin-1"))
+    path.write_bytes(b"sentence\tlabel\n" + "café\t1\n".encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8 at byte 18"):
         train("sst2")
 
@@ -471,9 +476,7 @@ def test_agreement_pairs_stay_together(corpus: DatasetDict) -> None:
         bad, good = rows[::2], rows[1::2]
         assert set(bad["label"]) == {0} and set(good["label"]) == {1}
         assert bad["phenomenon"] == good["phenomenon"]
-        found = zip(
-            bad["sentence"], good["sentence"], bad["phenomenon"], strict=True
-        )
+        found = zip(bad["sentence"], good["sentence"], bad["phenomenon"], strict=True)
         assert set(found) <= known
 
 

@@ -36,7 +36,11 @@ def build(source, output):
     """Build the book as `make book` does; returns the finished process."""
     return subprocess.run(
         [
-            *(str(Path(sys.executable).with_name("jupyter-book")), "build", str(source)),
+            *(
+                str(Path(sys.executable).with_name("jupyter-book")),
+                "build",
+                str(source),
+            ),
             *("--path-output", str(output), "--warningiserror", "--keep-going"),
         ],
         capture_output=True,
@@ -87,9 +91,10 @@ def broken_links(site):
             continue
         target, anchor = urldefrag(urljoin(name, link))
         target = unquote(target.split("?")[0]) or name
-        if not (site / target).is_file() or (
-            anchor and target in anchors and unquote(anchor) not in anchors[target]
-        ):
+        known = (
+            not anchor or target not in anchors or unquote(anchor) in anchors[target]
+        )
+        if not (site / target).is_file() or not known:
             broken.append(f"{name}: {link}")
     return broken
 

@@ -167,14 +167,14 @@ def test_the_key_changes_with_whatever_goes_into_the_training(
     }
     assert set(different) == set(RECIPE.__dataclass_fields__)
     changed += [{"recipe": replace(RECIPE, **{k: v})} for k, v in different.items()]
+    monkeypatch.setattr(training, "bfloat16_gains", lambda: False)
     keys = [key_of(), *(key_of(**change) for change in changed)]
     assert key_of() == keys[0]
     monkeypatch.setattr(training, "bfloat16_gains", lambda: True)
     keys.append(key_of())
-    monkeypatch.setattr(training, "bfloat16_gains", lambda: False)
     monkeypatch.setattr(torch, "__version__", "0.0")
     keys.append(key_of())
-    assert len(set(keys)) == len(keys) - (keys[0] == keys[-2])
+    assert len(set(keys)) == len(keys)
 
 
 def test_the_key_changes_with_the_task_and_with_each_row(
@@ -349,7 +349,7 @@ def test_an_unknown_task_is_refused(tune: Tune, task: str) -> None:
 def test_a_score_is_learnt_with_a_single_output(
     tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    header = "index genre filename year old_index source1 source2".split()
+    header = ["index", "genre", "filename", "year", "old_index", "source1", "source2"]
     lines = ["\t".join([*header, "sentence1", "sentence2", "score"])]
     lines += ["\t".join(["x"] * 7 + ["a cat", "a " * i, f"{i}"]) for i in range(1, 5)]
     (tmp_path / "glue" / "STS-B").mkdir(parents=True)
@@ -362,7 +362,13 @@ def test_a_score_is_learnt_with_a_single_output(
 
 # --- tokenize, predict, evaluate -------------------------------------------------
 
-SENTENCES = ["the cat sings", "no", "a very long row of some words here", "zebra", "a b"]
+SENTENCES = [
+    "the cat sings",
+    "no",
+    "a long row of some words here",
+    "zebra",
+    "a b",
+]
 
 
 @pytest.fixture
@@ -380,7 +386,11 @@ def test_tokenize_cuts_long_rows_and_pads_none(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     plain = Dataset.from_dict(
-        {"sentence1": ["a", "b " * 50], "sentence2": ["c d", "e " * 50], "label": [1, 0]}
+        {
+            "sentence1": ["a", "b " * 50],
+            "sentence2": ["c d", "e " * 50],
+            "label": [1, 0],
+        }
     )
     found = training.tokenize(plain, tokenizer, "mrpc", max_length=20)
     assert [len(ids) for ids in found["input_ids"]] == [6, 20]
@@ -449,7 +459,8 @@ def logits(classes: list[int]) -> np.ndarray:
 
 def score(task: str, outputs: np.ndarray, labels: list[float]) -> dict[str, float]:
     return {
-        name: metric(outputs, np.array(labels)) for name, metric in METRICS[task].items()
+        name: metric(outputs, np.array(labels))
+        for name, metric in METRICS[task].items()
     }
 
 
@@ -470,14 +481,11 @@ def test_paraphrases_are_scored_by_accuracy_and_f1(task: str) -> None:
 
 def test_stsb_is_scored_by_pearson_and_spearman() -> None:
     # Ranks agree but for one swap of neighbours: 1 - 6 · 2 / (4 · 15) = 0.8.
-    # Deviations (-2, -1, -1, 4) · ... by hand: 14.5 / sqrt(22 · 13)
+    # Deviations from the means 3 and 2: (-2, -1, 0, 3) and (-2, 0, -1, 3);
+    # their product is 4 + 9 = 13, their squares sum to 14 each.
     outputs = np.array([[1.0], [2.0], [3.0], [6.0]])
-    labels = [0.0, 2.0, 1.0, 5.0]
-    x, y = [-2, -1, 0, 3], [-2, 0, -1, 3]
-    by_hand = sum(a * b for a, b in zip(x, y, strict=True)) / 14
-    found = score("stsb", outputs, labels)
-    assert found == {
-        "pearson": pytest.approx(by_hand),
+    assert score("stsb", outputs, [0.0, 2.0, 1.0, 5.0]) == {
+        "pearson": pytest.approx(13 / 14),
         "spearman": pytest.approx(0.8),
     }
 

@@ -1,0 +1,273 @@
+"""The publisher: equal runs give equal bytes, and no page shows what it must not."""
+
+import copy
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nbformat
+import papermill
+import pytest
+from nbformat import NotebookNode
+from nbformat.v4 import (
+    new_code_cell,
+    new_markdown_cell,
+    new_notebook,
+    new_output,
+)
+
+PUBLISH = Path(__file__).resolve().parent.parent / "book" / "publish.py"
+ALT = "A single pixel, the smallest figure that there is."
+PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGA"
+    "WjR9awAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture(scope="module")
+def publish() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("publish", PUBLISH)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def code(*outputs: NotebookNode, **fields: Any) -> NotebookNode:
+    return new_code_cell("1", outputs=list(outputs), id="cell", **fields)
+
+
+def stream(text: str, name: str = "stdout") -> NotebookNode:
+    return new_output("stream", name=name, text=text)
+
+
+def result(data: dict[str, Any], **fields: Any) -> NotebookNode:
+    return new_output("execute_result", data=data, **fields)
+
+
+def cleaned(publish: ModuleType, *cells: NotebookNode) -> NotebookNode:
+    found = publish.clean(new_notebook(cells=list(cells)))
+    nbformat.validate(found)
+    return found
+
+
+# --- clean -----------------------------------------------------------------------
+
+
+def test_metadata_of_the_notebook_is_the_kernel_alone(publish: ModuleType) -> None:
+    notebook = new_notebook(
+        metadata={
+            "papermill": {"duration": 1.5},
+            "widgets": {"application/vnd.jupyter.widget-state+json": {}},
+            "kernelspec": {"name": "mine", "display_name": "My own"},
+            "language_info": {"name": "python", "version": "3.11.7"},
+        }
+    )
+    assert publish.clean(notebook).metadata == {
+        "kernelspec": {
+            "display_name": "Python 3",
+            "language": "python",
+            "name": "python3",
+        },
+        "language_info": {"name": "python"},
+    }
+
+
+def test_metadata_of_a_cell_is_its_tags_and_what_the_book_reads(
+    publish: ModuleType,
+) -> None:
+    kept = {"tags": ["hide-input"], "mystnb": {"figure": {"name": "f"}}}
+    noise = {"papermill": {"duration": 1}, "execution": {"iopub": "2020"}}
+    cells = [code(metadata=kept | noise), new_markdown_cell("a", metadata=noise)]
+    found = cleaned(publish, *cells)
+    assert [cell.metadata for cell in found.cells] == [kept, {}]
+
+
+def test_the_injected_cell_has_a_fixed_identifier(publish: ModuleType) -> None:
+    for random in ("6b1f", "9c2e"):
+        cell = new_code_cell("n = 2", metadata={"tags": ["injected-parameters"]})
+        cell.id = random
+        (found,) = cleaned(publish, cell).cells
+        assert found.id == "injected-parameters"
+        assert found.metadata.tags == ["injected-parameters", "hide-input"]
+
+
+def test_progress_bars_and_widgets_are_dropped_and_results_kept(
+    publish: ModuleType,
+) -> None:
+    widget = {
+        "application/vnd.jupyter.widget-view+json": {"model_id": "8f"},
+        "text/plain": "  0%|          | 0/3",
+    }
+    bar = stream(" 50%|#####     | 1/2", "stderr")
+    kept = result({"text/plain": "4"})
+    cell = code(bar, new_output("display_data", data=widget), stream("a\n"), kept)
+    (found,) = cleaned(publish, cell).cells
+    assert [output.output_type for output in found.outputs] == [
+        "stream",
+        "execute_result",
+    ]
+    assert found.outputs[0].text == "a\n"
+
+
+def test_output_that_a_progress_bar_happened_to_split_is_joined(
+    publish: ModuleType,
+) -> None:
+    bar = stream(" 50%|", "stderr")
+    split = cleaned(publish, code(stream("a\n"), bar, stream("b\n")))
+    whole = cleaned(publish, code(stream("a\nb\n"), bar))
+    assert split.cells[0].outputs == whole.cells[0].outputs
+
+
+def test_executions_are_numbered_from_one(publish: ModuleType) -> None:
+    cells = [
+        new_code_cell(
+            "1",
+            id=f"cell-{n}",
+            execution_count=n,
+            outputs=[result({"text/plain": "4"}, execution_count=n)],
+        )
+        for n in (7, None, 12)
+    ]
+    cells.insert(1, new_markdown_cell("between"))
+    found = [c for c in cleaned(publish, *cells).cells if c.cell_type == "code"]
+    assert [cell.execution_count for cell in found] == [1, 2, 3]
+    assert [cell.outputs[0].execution_count for cell in found] == [1, 2, 3]
+
+
+def test_a_figures_text_is_lifted_to_its_cell_beside_what_is_there(
+    publish: ModuleType,
+) -> None:
+    figure = new_output(
+        "display_data",
+        data={"image/png": PNG},
+        metadata={"image/png": {"alt": ALT, "width": 480}},
+    )
+    cell = code(figure, metadata={"mystnb": {"figure": {"name": "pixel"}}})
+    (found,) = cleaned(publish, cell).cells
+    assert found.metadata.mystnb == {"figure": {"name": "pixel"}, "image": {"alt": ALT}}
+    assert found.outputs[0].metadata["image/png"]["width"] == 480
+
+
+def test_cleaning_twice_changes_nothing_more(publish: ModuleType) -> None:
+    cell = code(stream("a\n"), result({"text/plain": "4"}), execution_count=9)
+    once = cleaned(publish, cell)
+    assert publish.clean(copy.deepcopy(once)) == once
+
+
+def test_an_error_is_refused_and_named(publish: ModuleType) -> None:
+    error = new_output("error", ename="KeyError", evalue="'rank'", traceback=[])
+    with pytest.raises(ValueError, match="cell cell: KeyError: 'rank'"):
+        cleaned(publish, code(error))
+
+
+@pytest.mark.parametrize("top", ["root", "home", "tmp", "work", "Users"])
+def test_a_path_of_this_machine_is_refused(publish: ModuleType, top: str) -> None:
+    path = f"/{top}/ann/model"
+    for output in [
+        stream(f"loaded from {path}\n"),
+        result({"text/plain": f"PosixPath('{path}')"}),
+        new_output("display_data", data={"text/plain": path}),
+    ]:
+        with pytest.raises(ValueError, match=f"path of this machine, {path}"):
+            cleaned(publish, code(output))
+
+
+def test_a_path_in_html_alone_is_refused(publish: ModuleType) -> None:
+    data = {"text/plain": "<HTML object>", "text/html": "<b>/home/ann/model</b>"}
+    with pytest.raises(ValueError, match="path of this machine"):
+        cleaned(publish, code(result(data)))
+
+
+def test_what_only_looks_like_a_path_is_kept(publish: ModuleType) -> None:
+    text = "and/or, 1/2, notebooks/01-svd.ipynb, homework/tmp\n"
+    assert cleaned(publish, code(stream(text))).cells[0].outputs[0].text == text
+
+
+# --- source and parameters -------------------------------------------------------
+
+
+def test_a_chapter_is_found_by_its_number(publish: ModuleType, tmp_path: Path) -> None:
+    for name in ("01-svd.ipynb", "02-data.ipynb", "02-twice.ipynb", "011-x.ipynb"):
+        (tmp_path / name).touch()
+    assert publish.source("01", tmp_path) == tmp_path / "01-svd.ipynb"
+    for wrong, count in [("03", 0), ("02", 2), ("1", 0)]:
+        with pytest.raises(ValueError, match=f"'{wrong}': {count} notebooks") as error:
+            publish.source(wrong, tmp_path)
+        assert "01-svd.ipynb, 011-x.ipynb, 02-data.ipynb" in str(error.value)
+
+
+def test_edition_parameters_are_a_mapping(
+    publish: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    folder = tmp_path / "book" / "params"
+    folder.mkdir(parents=True)
+    (folder / "01.yaml").write_text("task: mrpc\nrank: 8\n")
+    (folder / "02.yaml").write_text("- mrpc\n")
+    assert publish.edition_parameters("01") == {"task": "mrpc", "rank": 8}
+    with pytest.raises(ValueError, match="names and their values"):
+        publish.edition_parameters("02")
+    with pytest.raises(FileNotFoundError):
+        publish.edition_parameters("03")
+
+
+# --- a run -----------------------------------------------------------------------
+
+SOURCE = f"""
+from pathlib import Path
+from IPython.display import display
+from tqdm.auto import tqdm
+
+for _ in tqdm(range(3)):
+    pass
+print(n, Path("beside.txt").read_text())
+display({{"image/png": "{PNG}", "text/plain": "<Figure>"}}, raw=True,
+        metadata={{"image/png": {{"alt": "{ALT}"}}}})
+"""
+
+
+@pytest.fixture
+def chapter(tmp_path: Path) -> Path:
+    """A notebook with a parameter, a bar and a figure; it reads a file beside it."""
+    cells = [
+        new_code_cell("n = 1", id="given", metadata={"tags": ["parameters"]}),
+        new_code_cell(SOURCE, id="work"),
+        new_code_cell("n * 2", id="last"),
+    ]
+    (tmp_path / "beside.txt").write_text("beside")
+    path = tmp_path / "01-tiny.ipynb"
+    kernel = {"name": "python3", "display_name": "Mine", "language": "python"}
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
+
+
+def test_two_runs_store_the_same_bytes(
+    publish: ModuleType, chapter: Path, tmp_path: Path
+) -> None:
+    before = chapter.read_bytes()
+    stored = []
+    for name in ("one", "two"):
+        target = tmp_path / name / "01-tiny.ipynb"
+        publish.store(publish.run(chapter, {"n": 5}), target)
+        stored.append(target.read_bytes())
+        assert list(target.parent.iterdir()) == [target]
+    assert stored[0] == stored[1]
+    assert chapter.read_bytes() == before
+    found = nbformat.reads(stored[0].decode(), as_version=4)
+    nbformat.validate(found)
+    given, injected, work, last = found.cells
+    assert (given.id, work.id, last.id) == ("given", "work", "last")
+    assert injected.id == "injected-parameters" and "n = 5" in injected.source
+    assert [output.output_type for output in work.outputs] == ["stream", "display_data"]
+    assert work.outputs[0].text == "5 beside\n"
+    assert work.metadata.mystnb.image.alt == ALT
+    assert last.outputs[0].data["text/plain"] == "10"
+    assert [cell.execution_count for cell in found.cells] == [1, 2, 3, 4]
+
+
+def test_a_cell_that_fails_stops_the_run(publish: ModuleType, chapter: Path) -> None:
+    (chapter.parent / "beside.txt").unlink()
+    with pytest.raises(papermill.PapermillExecutionError, match="FileNotFoundError"):
+        publish.run(chapter, {})
