@@ -23,7 +23,7 @@ export DRONE_MODELS := $(abspath $(DRONE_MODELS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint run edition refresh lock clean need-chapter
+.PHONY: help book test benchmark lint run edition refresh lock clean need-chapter
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -54,6 +54,9 @@ $(AXE): tests/browser/package.json tests/browser/package-lock.json
 	@if command -v npm >/dev/null; then \
 	  npm ci --silent --no-audit --no-fund --prefix tests/browser && touch $@; \
 	else echo "npm not found: the accessibility tests will be skipped"; fi
+
+benchmark: $(STAMP) ## time what the library promises, as ratios
+	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 
 lint: $(STAMP) ## check style and types only
 	$(BIN)/ruff check .

@@ -2,8 +2,8 @@
 
 What it is: minimal pairs in the spirit of BLiMP, written for this book. Five
 phenomena, each as often as the others. The two members of a pair differ in one word
-(for negative polarity, in where `no` stands), and no single word tells whether the
-sentence it occurs in is grammatical.
+(for negative polarity, in where `no` stands). But for the `what` of filler-gap pairs,
+no single word tells whether the sentence it occurs in is grammatical.
 
 What it is not: English. The lexicon is small, the syntax is fixed, and a score here
 says nothing about a score on CoLA. It exists so that every chapter runs with no
@@ -141,19 +141,13 @@ def negative_polarity(rng: random.Random) -> Pair:
 
 
 def filler_gap(rng: random.Random) -> Pair:
-    """`what` needs a gap in its clause, `that` forbids one."""
+    """A clause whose object is missing needs `what`; `that` leaves a gap unfilled."""
     knower, knew = rng.choice(KNOWERS), rng.choice(KNEW)
     who = rng.choice(PEOPLE)[rng.randrange(2)]
     verb, time = rng.choice(FINDING), rng.choice(TIMES)
-    if rng.randrange(2):  # a gap: only `what` is right
-        rest, right, wrong = f"the {who} {verb} {time}.", "what", "that"
-    else:  # no gap: only `that` is right
-        thing = rng.choice(THINGS)[rng.randrange(2)]
-        rest, right, wrong = f"the {who} {verb} the {thing} {time}.", "that", "what"
+    rest = f"the {who} {verb} {time}."
     return Pair(
-        f"{knower} {knew} {right} {rest}",
-        f"{knower} {knew} {wrong} {rest}",
-        "filler-gap",
+        f"{knower} {knew} what {rest}", f"{knower} {knew} that {rest}", "filler-gap"
     )
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm.auto import tqdm
 
 
@@ -120,12 +120,23 @@ def compare_latency(
     return LatencyReport({k: np.array(v) for k, v in seconds.items()}, conditions)
 
 
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+# PyTorch's counter knows the fused attention kernels of a GPU, not that of a CPU.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops
+}
+
+
 def multiply_adds(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     """Count the multiply-adds of one forward pass (matrix products only).
 
     Counted by `torch.utils.flop_counter`, which counts two operations for each.
     """
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    with torch.inference_mode(), counter:
         model(**batch)
     return int(counter.get_total_flops()) // 2
 

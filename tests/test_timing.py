@@ -275,3 +275,18 @@ def test_multiply_adds_of_dense_and_thin_layers_are_exact(tokens: int) -> None:
 def test_multiply_adds_count_a_batch_of_sequences() -> None:
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
     assert multiply_adds(model, {"input": torch.randn(2, 4, 5)}) == 8 * (35 + 21)
+
+
+def test_attention_counts_the_same_fused_or_not(tiny_bert):
+    # A token is compared with L others and averages L values, d wide: 2 L² d a layer.
+    length, hidden, intermediate = 10, 32, 64
+    ids = torch.ones(3, length, dtype=torch.long)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    counts = {}
+    for kernel in ("sdpa", "eager"):
+        tiny_bert.set_attn_implementation(kernel)
+        counts[kernel] = multiply_adds(tiny_bert, batch)
+    layer = length * (4 * hidden**2 + 2 * hidden * intermediate)
+    heads = hidden**2 + 2 * hidden  # pooler and classifier see one token a row
+    expected = 3 * (2 * (layer + 2 * length**2 * hidden) + heads)
+    assert counts == {"sdpa": expected, "eager": expected}
