@@ -72,7 +72,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
     """Strip what differs between two equal runs; give each figure its alt text.
 
     Raises:
-        ValueError: an output shows a path of this machine, or an error.
+        ValueError: an output shows a warning, an error or a path of this machine.
     """
     notebook.metadata = NotebookNode(
         kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python")
@@ -98,7 +98,9 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 
 
 def _clean_output(output: NotebookNode) -> NotebookNode | None:
-    """Drop progress bars: what went to stderr, and widgets."""
+    """Drop progress bars: what went to stderr, and widgets. A warning is no such."""
+    if output.get("name") == "stderr" and "Warning" in output.text:
+        raise ValueError(f"a cell warns, mend or silence it: {output.text.strip()}")
     progress = output.get("name") == "stderr" or WIDGET in output.get("data", {})
     return None if progress else output
 

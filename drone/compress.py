@@ -67,8 +67,9 @@ def compress(
         The copy; `report(copy)` says what was changed and what was left.
 
     Raises:
-        ValueError: a name the model does not have, a module that is no `nn.Linear`, or
-            a rank that is not allowed. The message names the module.
+        ValueError: a name the model does not have, a module that is no `nn.Linear`, a
+            rank that is not allowed, a weight that is not finite, or a factorization
+            of another shape. The message names the module.
     """
     modules = dict(model.named_modules())
     for name, rank in ranks.items():
@@ -78,9 +79,11 @@ def compress(
     for name, rank in tqdm(ranks.items(), desc="compress", leave=False):
         linear = small.get_submodule(name)
         assert isinstance(linear, nn.Linear)  # _check has seen it
-        small.set_submodule(
-            name, LowRankLinear.from_linear(linear, rank, given.get(name))
-        )
+        try:
+            new = LowRankLinear.from_linear(linear, rank, given.get(name))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        small.set_submodule(name, new)
     _warn_above_break_even(small, ranks)
     return small
 
@@ -124,6 +127,9 @@ def report(model: nn.Module) -> pd.DataFrame:
         One row a Linear or LowRankLinear, in network order, indexed by module name:
         `out`, `in`, `rank` (None: dense), `parameters` and `parameters_dense`,
         `multiply_adds` and `multiply_adds_dense` (a token), and `note`.
+
+    Raises:
+        ValueError: the model has no such layer.
     """
     rows = {}
     for name, module in model.named_modules():
@@ -145,4 +151,6 @@ def report(model: nn.Module) -> pd.DataFrame:
             "multiply_adds_dense": dense,
             "note": note,
         }
+    if not rows:
+        raise ValueError(f"{type(model).__name__} has no Linear to report on.")
     return pd.DataFrame.from_dict(rows, orient="index").astype({"rank": "Int64"})

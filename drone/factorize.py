@@ -1,6 +1,7 @@
 """The best rank-k replacement of a matrix, every k from one decomposition."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -65,7 +66,9 @@ def check_rank(rank: int, max_rank: int, where: str = "rank") -> None:
     Raises:
         ValueError: `rank` is not an integer from 1 to `max_rank`.
     """
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= max_rank:
+    # Integral: a rank computed with numpy is as good as a Python int; True is not.
+    whole = isinstance(rank, Integral) and not isinstance(rank, bool)
+    if not whole or not 1 <= rank <= max_rank:
         raise ValueError(
             f"{where}: the rank is {rank!r}; allowed are integers 1 to {max_rank}."
         )

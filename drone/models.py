@@ -87,7 +87,7 @@ def encoder(
     if num_labels < 1:
         raise ValueError(f"num_labels is {num_labels}; at least 1.")
     folder = checked_folder(name, source)
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=num_labels, local_files_only=True, dtype=torch.float32

@@ -97,13 +97,15 @@ def compare_latency(
     """
     if not models or not batch:
         raise ValueError("at least one model and a batch with a tensor are needed.")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}; at least 1, or None.")
     if repeats < 2 or warmup < 0:
         raise ValueError(
             f"repeats is {repeats} and warmup {warmup}; at least 2 and 0 are needed."
         )
     for name, model in models.items():
-        if model.training:
-            raise ValueError(f"{name} is in training mode; call {name}.eval() first.")
+        if any(module.training for module in model.modules()):
+            raise ValueError(f"{name} is in training mode; call its eval() first.")
     order, rng = list(models), random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     with _threads(threads), torch.inference_mode():
@@ -186,8 +188,9 @@ def _check_finite(name: str, output: Any) -> None:
 def _conditions(
     model: nn.Module, batch: Mapping[str, Tensor], repeats: int
 ) -> dict[str, Any]:
-    shape = next(iter(batch.values())).shape
-    weight = next(model.parameters())
+    first = next(iter(batch.values()))
+    shape = first.shape
+    weight = next(model.parameters(), first)
     return {
         "batch": shape[0],
         "length": shape[1] if len(shape) > 1 else 1,

@@ -132,10 +132,13 @@ def evaluate(
         predictions is NaN.
 
     Raises:
-        ValueError: the logits are not finite.
+        ValueError: the rows are unlabelled (the hub's test splits) or none; the
+            logits are not finite.
     """
-    logits = predict(model, rows, tokenizer, batch_size)
     labels = np.asarray(rows["labels"])
+    if data.TASKS[task].labels and (labels < 0).any():
+        raise ValueError(f"{task}: these rows have no labels; score another split.")
+    logits = predict(model, rows, tokenizer, batch_size)
     return {name: metric(logits, labels) for name, metric in METRICS[task].items()}
 
 
@@ -148,8 +151,11 @@ def predict(
     """Return logits (rows, outputs), float32, in the order of `rows`.
 
     Raises:
-        ValueError: some logit is not finite; the message names the row.
+        ValueError: there are no rows, or some logit is not finite; the message names
+            the row.
     """
+    if not len(rows):
+        raise ValueError("no rows to predict; at least one is needed.")
     lengths = [len(ids) for ids in rows["input_ids"]]
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     columns = [name for name in rows.column_names if name != "labels"]

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -207,3 +208,20 @@ def test_a_bfloat16_model_stays_one_and_full_rank_is_near(
     with torch.inference_mode():
         expected, found = model(**padded_batch).logits, small(**padded_batch).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-2)
+
+
+def test_a_weight_that_is_not_finite_is_named(tiny_bert):
+    name = next(iter(encoder_linears(tiny_bert)))
+    tiny_bert.get_submodule(name).weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=name):
+        compress(tiny_bert, {name: 4})
+
+
+def test_a_rank_computed_with_numpy_is_allowed(tiny_bert):
+    name = next(iter(encoder_linears(tiny_bert)))
+    assert compress(tiny_bert, {name: np.int64(4)}).get_submodule(name).rank == 4
+
+
+def test_a_model_without_linear_layers_has_no_report():
+    with pytest.raises(ValueError, match="no Linear"):
+        report(nn.Sequential(nn.ReLU()))

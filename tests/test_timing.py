@@ -290,3 +290,20 @@ def test_attention_counts_the_same_fused_or_not(tiny_bert):
     heads = hidden**2 + 2 * hidden  # pooler and classifier see one token a row
     expected = 3 * (2 * (layer + 2 * length**2 * hidden) + heads)
     assert counts == {"sdpa": expected, "eager": expected}
+
+
+def test_a_part_left_in_training_mode_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout()).eval()
+    model[1].train()
+    with pytest.raises(ValueError, match="odd is in training mode"):
+        compare_latency({"odd": model}, {"input": torch.ones(2, 4)})
+
+
+def test_zero_threads_are_refused():
+    with pytest.raises(ValueError, match="threads is 0"):
+        compare_latency({"a": nn.ReLU().eval()}, {"input": torch.ones(2)}, threads=0)
+
+
+def test_a_model_without_parameters_can_be_timed():
+    timed = compare_latency({"a": nn.ReLU().eval()}, {"input": torch.ones(2, 3)}, 2)
+    assert timed.conditions["dtype"] == "float32"
