@@ -78,6 +78,8 @@ def broken_links(site):
     anchors, links = defaultdict(set), []
     for path in site.rglob("*.html"):
         name = path.relative_to(site).as_posix()
+        if name.startswith("_static/"):  # templates of the theme, not pages
+            continue
         page = soup(path)
         anchors[name] = {tag["id"] for tag in page.find_all(id=True)}
         links += [
