@@ -144,14 +144,22 @@ def load(
     if source == "hub":
         return _hub(name, splits)
     readers = _embedded(name) if source == "embedded" else _local(name)
-    unknown = set(splits or ()) - set(readers)
+    chosen = _choose(name, source, splits, readers)
+    return DatasetDict({split: readers[split]() for split in chosen})
+
+
+def _choose(
+    name: str, source: str, splits: Sequence[str] | None, has: Iterable[str]
+) -> list[str]:
+    """The splits asked for, all of them if None; refuse one that is not there."""
+    there = list(has)
+    unknown = sorted(set(splits or ()) - set(there))
     if unknown:
         raise ValueError(
-            f"{name} from {source} has no split {', '.join(sorted(unknown))}; "
-            f"it has {', '.join(readers)}."
+            f"{name} from {source} has no split {', '.join(unknown)}; "
+            f"it has {', '.join(there)}."
         )
-    wanted = readers if splits is None else splits
-    return DatasetDict({split: readers[split]() for split in wanted})
+    return there if splits is None else list(splits)
 
 
 Readers = Mapping[str, Callable[[], Dataset]]
@@ -370,7 +378,7 @@ def _label(task: Task, text: str, path: Path, number: int) -> int | float:
 # --- hub -------------------------------------------------------------------------
 
 
-def _hub(name: str, splits: Iterable[str] | None) -> DatasetDict:
+def _hub(name: str, splits: Sequence[str] | None) -> DatasetDict:
     if name not in HUB:
         raise ValueError(_missing(name, "is embedded, it is not on the hub"))
     repository, configuration, revision = HUB[name]
@@ -386,11 +394,5 @@ def _hub(name: str, splits: Iterable[str] | None) -> DatasetDict:
     finally:
         if bars:
             logging.enable_progress_bar()
-    unknown = set(splits or ()) - set(loaded)
-    if unknown:
-        raise ValueError(
-            f"{name} from hub has no split {', '.join(sorted(unknown))}; "
-            f"it has {', '.join(loaded)}."
-        )
-    wanted = loaded if splits is None else splits
-    return DatasetDict({split: loaded[split] for split in wanted})
+    chosen = _choose(name, "hub", splits, loaded)
+    return DatasetDict({split: loaded[split] for split in chosen})

@@ -38,6 +38,11 @@ def test_workflows_follow_their_schema():
     run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS)
 
 
+def test_the_citation_follows_its_schema():
+    schema = "vendor.citation-file-format"
+    run("check-jsonschema", "--builtin-schema", schema, ROOT / "CITATION.cff")
+
+
 def test_a_workflow_with_a_fault_is_noticed(tmp_path):
     bad = tmp_path / "bad.yml"
     bad.write_text("name: bad\non: push\njobs: {a: {runs-on: 3}}\n")
