@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 from torch import nn
-from tqdm.auto import tqdm
 
+from drone import progress
 from drone.factorize import Factorization, break_even_rank, check_rank, factorize
 from drone.layers import LowRankLinear, linear_multiply_adds, parameters
 
@@ -45,7 +45,7 @@ def factorize_linears(
     """Decompose each weight once; `compress` then takes any rank from it."""
     return {
         name: factorize(linear.weight)
-        for name, linear in tqdm(linears.items(), desc="factorize", leave=False)
+        for name, linear in progress.bar(linears.items(), desc="factorize")
     }
 
 
@@ -76,7 +76,7 @@ def compress(
         _check(modules, name, rank)
     small = copy.deepcopy(model)
     given = factorizations or {}
-    for name, rank in tqdm(ranks.items(), desc="compress", leave=False):
+    for name, rank in progress.bar(ranks.items(), desc="compress"):
         linear = small.get_submodule(name)
         assert isinstance(linear, nn.Linear)  # _check has seen it
         try:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-from tqdm.auto import tqdm
+
+from drone import progress
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,7 @@ def compare_latency(
     with _threads(threads), torch.inference_mode():
         for name, model in models.items():
             _check_finite(name, model(**batch))
-        bar = tqdm(range(-warmup, repeats), desc="time", leave=False)
-        for turn in bar:
+        for turn in progress.bar(range(-warmup, repeats), desc="time"):
             rng.shuffle(order)
             for name in order:
                 elapsed = _time_once(models[name], batch)

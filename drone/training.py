@@ -19,7 +19,6 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from tqdm.auto import tqdm
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
@@ -34,7 +33,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from drone import data, models
+from drone import data, models, progress
 from drone.files import check_sha256, sha256, whole_folder
 
 FORMAT_VERSION = 1
@@ -165,9 +164,7 @@ def predict(
     model.eval()
     try:
         with torch.inference_mode():
-            for start in tqdm(
-                range(0, len(rows), batch_size), desc="evaluate", leave=False
-            ):
+            for start in progress.bar(range(0, len(rows), batch_size), desc="evaluate"):
                 chosen = order[start : start + batch_size]
                 batch = tokenizer.pad(
                     unlabelled.select(chosen)[:], return_tensors="pt"
@@ -197,7 +194,7 @@ class _Progress(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        self.bar = tqdm(total=state.max_steps, desc=self.title, leave=False)
+        self.bar = progress.bar(total=state.max_steps, desc=self.title)
         self.bar.update(state.global_step)
 
     def on_step_end(

@@ -14,7 +14,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = sorted((ROOT / "book" / "chapters").glob("*.ipynb"))
 # From bottom to top; a module imports only from groups above its own in this list.
 ORDER = [
-    {"files", "factorize", "agreement", "timing", "figures"},
+    {"files", "progress", "factorize", "agreement", "figures"},
+    {"timing"},
     {"layers", "data", "models", "records"},
     {"compress", "training"},
 ]
