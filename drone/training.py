@@ -269,22 +269,23 @@ def fine_tune(
             the cache; and whatever `drone.data.load` and `drone.models.encoder` raise.
     """
     recipe = recipe or Recipe()
-    labels = data.TASKS[task].labels if task in data.TASKS else None
     if task not in data.TASKS:
         raise ValueError(f"no task {task!r}; there are {', '.join(data.TASKS)}.")
+    outputs = len(data.TASKS[task].labels or ("score",))
     train = data.load(task, data_source, splits=["train"])["train"]
     if rows is not None:
         if not 1 <= rows <= len(train):
             raise ValueError(f"{task}: rows is {rows}; allowed are 1 to {len(train)}.")
         draw = np.random.default_rng(seed).permutation(len(train))[:rows]
         train = train.select(draw)
+    model, tokenizer = models.encoder(
+        encoder, encoder_source, num_labels=outputs, seed=seed
+    )
     bf16 = bfloat16_gains()
     inputs = {
         "format": FORMAT_VERSION,
         "encoder": encoder,
-        "weights": models.ENCODERS[encoder].sha256
-        if encoder in models.ENCODERS
-        else None,
+        "weights": models.ENCODERS[encoder].sha256,
         "task": task,
         "seed": seed,
         "recipe": asdict(recipe),
@@ -292,9 +293,6 @@ def fine_tune(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    model, tokenizer = models.encoder(
-        encoder, encoder_source, num_labels=len(labels) if labels else 1, seed=seed
-    )
     key = cache_key(inputs, train)
     root = cache or Path(os.environ.get("DRONE_CACHE", DEFAULT_CACHE))
     folder = root / key[:20]
