@@ -1,34 +1,52 @@
 """Data-aware low-rank compression of neural networks: the library of The DRONE Book."""
 
 from drone import agreement, data, figures, models, records, training
+from drone.adapters import attention_blocks, encoder_linears
+from drone.attention import (
+    AttentionFactorization,
+    LowRankSelfAttention,
+    factorize_attention,
+)
 from drone.compress import (
     AboveBreakEvenWarning,
     compress,
-    encoder_linears,
-    factorize_linears,
+    factorize_modules,
     report,
 )
-from drone.factorize import Factorization, break_even_rank, factorize
+from drone.factorize import Factorization, break_even_rank, factorize, theorem1
 from drone.layers import LowRankLinear
+from drone.moments import SecondMoment, calibrate, load_moments, save_moments
+from drone.storage import load, save
 from drone.timing import LatencyReport, compare_latency, multiply_adds
 
 __all__ = [
     "AboveBreakEvenWarning",
+    "AttentionFactorization",
     "Factorization",
     "LatencyReport",
     "LowRankLinear",
+    "LowRankSelfAttention",
+    "SecondMoment",
     "agreement",
+    "attention_blocks",
     "break_even_rank",
+    "calibrate",
     "compare_latency",
     "compress",
     "data",
     "encoder_linears",
     "factorize",
-    "factorize_linears",
+    "factorize_attention",
+    "factorize_modules",
     "figures",
+    "load",
+    "load_moments",
     "models",
     "multiply_adds",
     "records",
     "report",
+    "save",
+    "save_moments",
+    "theorem1",
     "training",
 ]

@@ -1,105 +1,318 @@
-"""Replace named layers of a model by low-rank ones, and report what that changed."""
+"""Replace named modules of a model by low-rank ones, and report what that changed."""
 
 import copy
-import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 
 from drone import progress
+from drone.adapters import ATTENTION, encoder_layers, module_named
+from drone.attention import (
+    AttentionFactorization,
+    LowRankSelfAttention,
+    attention_heads,
+    factorize_attention,
+    query_and_key,
+)
 from drone.factorize import Factorization, break_even_rank, check_rank, factorize
 from drone.layers import LowRankLinear, linear_multiply_adds, parameters
+from drone.moments import (
+    Collector,
+    SecondMoment,
+    frozen,
+    mask_of,
+    to_device,
+    watch_inputs,
+)
+from drone.storage import remember_ranks
 
 
 class AboveBreakEvenWarning(UserWarning):
     """Some layer got bigger and slower than the dense one it replaced."""
 
 
-def encoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Name every `nn.Linear` of a transformer's encoder, in network order.
+def factorize_modules(
+    model: nn.Module,
+    names: Iterable[str],
+    moments: Mapping[str, SecondMoment] | None = None,
+) -> dict[str, Factorization | AttentionFactorization]:
+    """Decompose each named module once; `compress` then takes any rank from it.
 
-    The pooler and the task's head are not part of the encoder: they see one token a
-    sentence and cost next to nothing.
+    Args:
+        model: any module.
+        names: of Linear layers or self-attention blocks.
+        moments: as in `compress`.
 
     Raises:
-        ValueError: the model has no `encoder` with a Linear in it.
+        ValueError: as in `compress`.
     """
-    linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and "encoder" in name.split(".")
-    }
-    if not linears:
-        raise ValueError(
-            f"{type(model).__name__} has no Linear inside a module named 'encoder'; "
-            "name the modules to compress yourself."
-        )
-    return linears
-
-
-def factorize_linears(
-    linears: Mapping[str, nn.Linear],
-) -> dict[str, Factorization]:
-    """Decompose each weight once; `compress` then takes any rank from it."""
+    names = list(names)
     return {
-        name: factorize(linear.weight)
-        for name, linear in progress.bar(linears.items(), desc="factorize")
+        name: _factorize_module(module_named(model, name), name, moments)
+        for name in progress.bar(names, desc="factorize")
     }
 
 
 def compress(
     model: nn.Module,
     ranks: Mapping[str, int],
-    factorizations: Mapping[str, Factorization] | None = None,
+    moments: Mapping[str, SecondMoment] | None = None,
+    *,
+    factorizations: Mapping[str, Factorization | AttentionFactorization] | None = None,
+    batches: Iterable[Mapping[str, Any]] | None = None,
+    sequential: bool = False,
 ) -> nn.Module:
-    """Return a copy of the model with the named Linear layers replaced.
+    """Return a copy of the model with the named modules replaced. Algorithm 1.
 
     Args:
         model: any module; it is left as it was.
-        ranks: {module name: rank}, each rank from 1 to min(out, in). A rank above
-            break-even is allowed, and warned of: that layer gets bigger.
-        factorizations: {module name: what `factorize` gave}, to try several ranks
-            without decomposing again; None, or a name left out: computed here.
+        ranks: {module name: rank}. Of a Linear, the inner dimension, from 1 to
+            min(out, in); of a self-attention block, the inner dimension of each head's
+            query-key product, from 1 to the head size. A rank above break-even is
+            allowed, and warned of: that module gets bigger.
+        moments: from `calibrate`, {module name: its inputs' moment}; an attention
+            block's is that of its query. None: plain SVD.
+        factorizations: from `factorize_modules`, to try several ranks without
+            decomposing again; a module left out is decomposed here.
+        batches: what `sequential` calibrates on, as in `calibrate`; read once.
+        sequential: collect each module's inputs after the modules below it have been
+            replaced, as the paper does; `moments` then stays None. The hidden states
+            that enter a layer are kept in memory, so that the whole costs about two
+            forward passes. Only modules inside the encoder's layers.
 
     Returns:
         The copy; `report(copy)` says what was changed and what was left.
 
     Raises:
-        ValueError: a name the model does not have, a module that is no `nn.Linear`, a
-            rank that is not allowed, a weight that is not finite, or a factorization
-            of another shape. The message names the module.
+        ValueError: a name the model does not have, a module that cannot be replaced, a
+            rank that is not allowed, a moment that is missing or does not fit, a
+            weight that is not finite. The message names the module.
     """
-    modules = dict(model.named_modules())
     for name, rank in ranks.items():
-        _check(modules, name, rank)
+        _check(model, ranks, name, rank)
+    if sequential != (batches is not None):
+        raise ValueError("sequential=True and batches go together; give both or none.")
+    if sequential and not (moments is None and factorizations is None):
+        raise ValueError("sequential=True collects its own moments; give none.")
     small = copy.deepcopy(model)
-    given = factorizations or {}
-    for name, rank in progress.bar(ranks.items(), desc="compress"):
-        linear = small.get_submodule(name)
-        assert isinstance(linear, nn.Linear)  # _check has seen it
-        try:
-            new = LowRankLinear.from_linear(linear, rank, given.get(name))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        small.set_submodule(name, new)
+    if batches is not None:
+        _compress_in_order(small, ranks, batches)
+    else:
+        given = dict(factorizations or {})
+        for name, rank in progress.bar(ranks.items(), desc="compress"):
+            module = small.get_submodule(name)
+            found = given.get(name) or _factorize_module(module, name, moments)
+            _replace(small, name, rank, found)
+    remember_ranks(small)
     _warn_above_break_even(small, ranks)
     return small
 
 
-def _check(modules: Mapping[str, nn.Module], name: str, rank: int) -> None:
-    if name not in modules:
-        linears = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
-        near = difflib.get_close_matches(name, linears, n=3) or linears[:3]
+def _check(model: nn.Module, ranks: Mapping[str, int], name: str, rank: int) -> None:
+    """Refuse a module that cannot be replaced, or not at this rank."""
+    module = module_named(model, name)
+    if isinstance(module, nn.Linear):
+        check_rank(rank, min(module.weight.shape), where=name)
+        return
+    if type(module).__name__ not in ATTENTION:
         raise ValueError(
-            f"the model has no module {name!r}; its Linear layers are named like "
-            f"{', '.join(near)}."
+            f"{name} is a {type(module).__name__}; a Linear or a self-attention block "
+            f"({', '.join(ATTENTION)}) is needed."
         )
-    module = modules[name]
-    if not isinstance(module, nn.Linear):
-        raise ValueError(f"{name} is a {type(module).__name__}; a Linear is needed.")
-    check_rank(rank, min(module.weight.shape), where=name)
+    query, _ = _named_projections(module, name)
+    check_rank(rank, query.out_features // attention_heads(module), where=name)
+    names = ATTENTION[type(module).__name__]
+    for part in (f"{name}.{names.query}", f"{name}.{names.key}"):
+        if part in ranks:
+            raise ValueError(f"{part} has a rank, and so has its block; give one.")
+
+
+def _named_projections(block: nn.Module, name: str) -> tuple[nn.Linear, nn.Linear]:
+    try:
+        return query_and_key(block)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _factorize_module(
+    module: nn.Module, name: str, moments: Mapping[str, SecondMoment] | None
+) -> Factorization | AttentionFactorization:
+    """Decompose a Linear, or the query-key product of a block; name it in errors."""
+    source = _input_name(module, name)
+    if moments is not None and source not in moments:
+        raise ValueError(f"{name}: there is no moment for {source}; calibrate it too.")
+    moment = None if moments is None else moments[source]
+    try:
+        if isinstance(module, nn.Linear):
+            return factorize(module.weight, moment)
+        query, key = query_and_key(module)
+        return factorize_attention(query, key, attention_heads(module), moment)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _input_name(module: nn.Module, name: str) -> str:
+    """Name of the Linear whose inputs matter: a block's are those of its query."""
+    names = ATTENTION.get(type(module).__name__)
+    return name if names is None else f"{name}.{names.query}"
+
+
+def _replace(
+    small: nn.Module,
+    name: str,
+    rank: int,
+    found: Factorization | AttentionFactorization,
+) -> None:
+    """Put the low-rank module in the dense one's place."""
+    dense = small.get_submodule(name)
+    new: nn.Module
+    try:
+        if isinstance(dense, nn.Linear) and isinstance(found, Factorization):
+            new = LowRankLinear.from_linear(dense, rank, found)
+        elif isinstance(found, AttentionFactorization):
+            new = LowRankSelfAttention.from_attention(dense, rank, found)
+        else:
+            raise ValueError(f"a {type(found).__name__} does not fit this module.")
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    small.set_submodule(name, new)
+
+
+class _Reached(Exception):
+    """The last module of interest has its input; the rest of the pass is not needed."""
+
+
+def _compress_in_order(
+    small: nn.Module, ranks: Mapping[str, int], batches: Iterable[Mapping[str, Any]]
+) -> None:
+    """Replace modules in the order they run, each for the inputs it then gets.
+
+    Layer by layer: the hidden states that enter it are known for all batches. Within
+    a layer, the modules that share an input are one group; running the layer up to a
+    group gives its moments, the group is replaced, and so on upwards.
+    """
+    layers = encoder_layers(small)
+    inside = {
+        name: next((p for p in layers if name.startswith(f"{p}.")), None)
+        for name in ranks
+    }
+    outside = [name for name, layer in inside.items() if layer is None]
+    if outside:
+        raise ValueError(
+            f"not inside an encoder layer: {', '.join(outside)}; sequential=True "
+            "cannot reach it."
+        )
+    with frozen(small):
+        states, masks, rest = _enter_first_layer(
+            small, next(iter(layers.values())), batches
+        )
+        for prefix, layer in progress.bar(layers.items(), desc="compress in order"):
+            here = [name for name in ranks if inside[name] == prefix]
+            for group in _groups(small, layer, here, states, rest):
+                moments = _group_moments(small, layer, group, states, masks, rest)
+                for name in group:
+                    module = small.get_submodule(name)
+                    found = _factorize_module(module, name, moments)
+                    _replace(small, name, ranks[name], found)
+            states = [
+                _hidden(layer(x, *args, **kwargs))
+                for x, (args, kwargs) in zip(states, rest, strict=True)
+            ]
+
+
+_Rest = list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def _enter_first_layer(
+    small: nn.Module, first: nn.Module, batches: Iterable[Mapping[str, Any]]
+) -> tuple[list[Tensor], list[Tensor | None], _Rest]:
+    """Run the model up to its first layer: hidden states, masks, other arguments.
+
+    The layers of BERT, RoBERTa, MPNet and DistilBERT all get the same other arguments.
+    """
+    states: list[Tensor] = []
+    masks: list[Tensor | None] = []
+    rest: _Rest = []
+
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append(args[0])
+        rest.append((args[1:], kwargs))
+        raise _Reached
+
+    handle = first.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        for number, batch in enumerate(batches):
+            masks.append(mask_of(batch, number))
+            try:
+                small(**to_device(batch, small))
+            except _Reached:
+                continue
+    finally:
+        handle.remove()
+    if not masks:
+        raise ValueError("no batch to calibrate on; at least one is needed.")
+    return states, masks, rest
+
+
+def _groups(
+    small: nn.Module,
+    layer: nn.Module,
+    names: list[str],
+    states: list[Tensor],
+    rest: _Rest,
+) -> list[list[str]]:
+    """Sort the modules of a layer into groups with one input, in the order they run."""
+    source = {name: _input_name(small.get_submodule(name), name) for name in names}
+    order: list[tuple[Tensor, list[str]]] = []
+
+    def see(reached: str, x: Tensor) -> None:
+        named = [name for name in names if source[name] == reached]
+        if order and order[-1][0] is x:
+            order[-1][1].extend(named)
+        else:
+            order.append((x, named))
+
+    with watch_inputs(small, dict.fromkeys(source.values()), see):
+        args, kwargs = rest[0]
+        layer(states[0], *args, **kwargs)
+    return [group for _, group in order]
+
+
+def _group_moments(
+    small: nn.Module,
+    layer: nn.Module,
+    group: list[str],
+    states: list[Tensor],
+    masks: list[Tensor | None],
+    rest: _Rest,
+) -> dict[str, SecondMoment]:
+    """Run the layer up to a group of modules and collect the moment of their input."""
+    sources = [_input_name(small.get_submodule(name), name) for name in group]
+    collector = Collector()
+
+    def see(name: str, x: Tensor) -> None:
+        collector.see(name, x)
+        raise _Reached
+
+    with watch_inputs(small, sources[:1], see):
+        for number, (x, mask) in enumerate(zip(states, masks, strict=True)):
+            collector.start(number, mask)
+            args, kwargs = rest[number]
+            try:
+                layer(x, *args, **kwargs)
+            except _Reached:
+                continue
+    (moment,) = collector.finish(sources[:1]).values()
+    return dict.fromkeys(sources, moment)
+
+
+def _hidden(output: Any) -> Tensor:
+    """The hidden states among what a layer returns."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def _warn_above_break_even(small: nn.Module, ranks: Mapping[str, int]) -> None:
@@ -126,31 +339,40 @@ def report(model: nn.Module) -> pd.DataFrame:
     Returns:
         One row a Linear or LowRankLinear, in network order, indexed by module name:
         `out`, `in`, `rank` (None: dense), `parameters` and `parameters_dense`,
-        `multiply_adds` and `multiply_adds_dense` (a token), and `note`.
+        `multiply_adds` and `multiply_adds_dense` (a token), and `note`. The queries
+        and keys of a LowRankSelfAttention have its rank, that of each head.
 
     Raises:
         ValueError: the model has no such layer.
     """
     rows = {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear | LowRankLinear):
-            continue
-        low = isinstance(module, LowRankLinear)
-        dense = module.out_features * module.in_features
-        bias = 0 if module.bias is None else module.out_features
-        note = "left dense: no rank was given for it"
-        if isinstance(module, LowRankLinear):
-            note = "replaced" if module.saves else "replaced; above break-even: bigger"
-        rows[name] = {
-            "out": module.out_features,
-            "in": module.in_features,
-            "rank": module.rank if low else None,
-            "parameters": parameters(module),
-            "parameters_dense": dense + bias,
-            "multiply_adds": linear_multiply_adds(module),
-            "multiply_adds_dense": dense,
-            "note": note,
-        }
+        if isinstance(module, nn.Linear | LowRankLinear):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            rows[name] = _row(module, name.rpartition(".")[2], parent)
     if not rows:
         raise ValueError(f"{type(model).__name__} has no Linear to report on.")
     return pd.DataFrame.from_dict(rows, orient="index").astype({"rank": "Int64"})
+
+
+def _row(
+    module: nn.Linear | LowRankLinear, name: str, parent: nn.Module
+) -> dict[str, Any]:
+    out, rank, note = module.out_features, None, "left dense: no rank was given for it"
+    if isinstance(module, LowRankLinear):
+        rank = module.rank
+        note = "replaced" if module.saves else "replaced; above break-even: bigger"
+    elif isinstance(parent, LowRankSelfAttention) and name in parent.projections:
+        rank, out = parent.rank, parent.heads * parent.head_size
+        note = f"replaced: {rank} of {parent.head_size} numbers a head"
+    dense = out * module.in_features
+    return {
+        "out": out,
+        "in": module.in_features,
+        "rank": rank,
+        "parameters": parameters(module),
+        "parameters_dense": dense + (0 if module.bias is None else out),
+        "multiply_adds": linear_multiply_adds(module),
+        "multiply_adds_dense": dense,
+        "note": note,
+    }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from datasets import (
     ClassLabel,
     Dataset,
@@ -146,6 +147,17 @@ def load(
     readers = _embedded(name) if source == "embedded" else _local(name)
     chosen = _choose(name, source, splits, readers)
     return DatasetDict({split: readers[split]() for split in chosen})
+
+
+def sample(rows: Dataset, count: int, seed: int) -> Dataset:
+    """Draw rows at random, without repetition: the same ones for the same seed.
+
+    Raises:
+        ValueError: `count` is below 1 or above the number of rows.
+    """
+    if not 1 <= count <= len(rows):
+        raise ValueError(f"rows is {count}; allowed are 1 to {len(rows)}.")
+    return rows.select(np.random.default_rng(seed).permutation(len(rows))[:count])
 
 
 def _choose(

@@ -62,12 +62,13 @@ class LowRankLinear(nn.Module):
         check_rank(rank, min(linear.weight.shape))
         if factorization is None:
             factorization = factorize(linear.weight)
-        left, right = factorization.truncate(rank)
-        if (left.shape[0], right.shape[1]) != tuple(linear.weight.shape):
+        if factorization.shape != tuple(linear.weight.shape):
             raise ValueError(
-                f"the factorization is of a {left.shape[0]}×{right.shape[1]} weight; "
+                "the factorization is of a "
+                f"{factorization.shape[0]}×{factorization.shape[1]} weight; "
                 f"this layer's is {linear.out_features}×{linear.in_features}."
             )
+        left, right = factorization.truncate(rank)
         bias = None if linear.bias is None else linear.bias.detach().clone()
         new = cls(left, right, bias).train(linear.training)
         new.right.requires_grad_(linear.weight.requires_grad)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import (
+    BatchEncoding,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -35,6 +36,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from drone import data, models, progress
 from drone.files import check_sha256, sha256, whole_folder
+from drone.moments import frozen
 
 FORMAT_VERSION = 1
 DEFAULT_CACHE = Path.home() / ".cache" / "drone" / "fine-tuned"
@@ -141,6 +143,41 @@ def evaluate(
     return {name: metric(logits, labels) for name, metric in METRICS[task].items()}
 
 
+def batches(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32
+) -> list[BatchEncoding]:
+    """Pad tokenized rows into batches: what `predict` and `drone.calibrate` run on.
+
+    Args:
+        rows: from `tokenize`; labels are left out.
+        tokenizer: pads each batch to its own longest row.
+        batch_size: rows at once. Rows are sorted by length, so few pads are computed.
+
+    Returns:
+        Batches of `input_ids`, `attention_mask`, ..., each (batch, length).
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not len(rows):
+        raise ValueError("no rows to make batches of; at least one is needed.")
+    order = _by_length(rows)
+    columns = [name for name in rows.column_names if name != "labels"]
+    unlabelled = rows.select_columns(columns)
+    return [
+        tokenizer.pad(
+            unlabelled.select(order[start : start + batch_size])[:], return_tensors="pt"
+        )
+        for start in range(0, len(rows), batch_size)
+    ]
+
+
+def _by_length(rows: Dataset) -> list[int]:
+    """Row numbers from the shortest to the longest; equals keep their order."""
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    return sorted(range(len(rows)), key=lengths.__getitem__)
+
+
 def predict(
     model: PreTrainedModel,
     rows: Dataset,
@@ -153,26 +190,13 @@ def predict(
         ValueError: there are no rows, or some logit is not finite; the message names
             the row.
     """
-    if not len(rows):
-        raise ValueError("no rows to predict; at least one is needed.")
-    lengths = [len(ids) for ids in rows["input_ids"]]
-    order = sorted(range(len(rows)), key=lengths.__getitem__)
-    columns = [name for name in rows.column_names if name != "labels"]
-    unlabelled = rows.select_columns(columns)
     parts = []
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for start in progress.bar(range(0, len(rows), batch_size), desc="evaluate"):
-                chosen = order[start : start + batch_size]
-                batch = tokenizer.pad(
-                    unlabelled.select(chosen)[:], return_tensors="pt"
-                ).to(model.device)
-                parts.append(model(**batch).logits.float().cpu().numpy())
-    finally:
-        model.train(was_training)
-    logits = np.concatenate(parts)[np.argsort(order)]  # back into the order of rows
+    padded = batches(rows, tokenizer, batch_size)
+    with frozen(model):
+        for batch in progress.bar(padded, desc="evaluate"):
+            parts.append(model(**batch.to(model.device)).logits.float().cpu())
+    # back into the order of rows
+    logits = torch.cat(parts).numpy()[np.argsort(_by_length(rows))]
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if bad.size:
         raise ValueError(
@@ -274,10 +298,7 @@ def fine_tune(
     outputs = len(data.TASKS[task].labels or ("score",))
     train = data.load(task, data_source, splits=["train"])["train"]
     if rows is not None:
-        if not 1 <= rows <= len(train):
-            raise ValueError(f"{task}: rows is {rows}; allowed are 1 to {len(train)}.")
-        draw = np.random.default_rng(seed).permutation(len(train))[:rows]
-        train = train.select(draw)
+        train = data.sample(train, rows, seed)
     model, tokenizer = models.encoder(
         encoder, encoder_source, num_labels=outputs, seed=seed
     )

@@ -14,10 +14,12 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = sorted((ROOT / "book" / "chapters").glob("*.ipynb"))
 # From bottom to top; a module imports only from groups above its own in this list.
 ORDER = [
-    {"files", "progress", "factorize", "agreement", "figures"},
-    {"timing"},
-    {"layers", "data", "models", "records"},
-    {"compress", "training"},
+    {"files", "progress", "adapters", "agreement", "figures"},
+    {"timing", "moments", "data", "models"},
+    {"factorize", "records", "training"},
+    {"layers", "attention"},
+    {"storage"},
+    {"compress"},
 ]
 
 

@@ -1,0 +1,119 @@
+"""What the library must know about an architecture: its layers and attention blocks."""
+
+import difflib
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class AttentionNames:
+    """What a family of models calls the parts of one self-attention block.
+
+    Attributes:
+        heads: of the attribute with the number of heads.
+        query, key, value: of the projections.
+        output: of the projection after the heads; None if it lies outside the block.
+        interface: whether the block heeds the model's choice of attention kernel
+            (SDPA or eager); one that does not is always computed eagerly.
+    """
+
+    heads: str
+    query: str
+    key: str
+    value: str
+    output: str | None
+    interface: bool
+
+
+# By class name: a class of the same family in another version keeps its name.
+ATTENTION = {
+    "BertSelfAttention": AttentionNames(
+        "num_attention_heads", "query", "key", "value", None, True
+    ),
+    "RobertaSelfAttention": AttentionNames(
+        "num_attention_heads", "query", "key", "value", None, True
+    ),
+    "DistilBertSelfAttention": AttentionNames(
+        "n_heads", "q_lin", "k_lin", "v_lin", "out_lin", True
+    ),
+    "MPNetSelfAttention": AttentionNames(
+        "num_attention_heads", "q", "k", "v", "o", False
+    ),
+}
+
+
+def encoder_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Name the transformer layers of an encoder, in network order.
+
+    Raises:
+        ValueError: the model is not built like BERT, RoBERTa, MPNet or DistilBERT,
+            with a list `encoder.layer` or `transformer.layer`.
+    """
+    for name, module in model.named_modules():
+        path = name.split(".")
+        if isinstance(module, nn.ModuleList) and path[-2:] in (
+            ["encoder", "layer"],
+            ["transformer", "layer"],
+        ):
+            return {f"{name}.{i}": layer for i, layer in enumerate(module)}
+    raise ValueError(
+        f"{type(model).__name__} has no list encoder.layer or transformer.layer; "
+        "name the modules yourself."
+    )
+
+
+def encoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Name every `nn.Linear` of a transformer's encoder layers, in network order.
+
+    The pooler and the task's head are not part of the encoder: they see one token a
+    sentence and cost next to nothing.
+
+    Raises:
+        ValueError: the model has no encoder layers, or they have no Linear.
+    """
+    linears = {
+        f"{prefix}.{name}": module
+        for prefix, layer in encoder_layers(model).items()
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    if not linears:
+        raise ValueError(f"{type(model).__name__}: no Linear in the encoder's layers.")
+    return linears
+
+
+def attention_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Name the self-attention blocks that can be compressed, in network order.
+
+    Raises:
+        ValueError: there are none; the message names the families that are known.
+    """
+    blocks = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module).__name__ in ATTENTION
+    }
+    if not blocks:
+        raise ValueError(
+            f"{type(model).__name__} has no attention block of a known kind: "
+            f"{', '.join(ATTENTION)}."
+        )
+    return blocks
+
+
+def module_named(model: nn.Module, name: str) -> nn.Module:
+    """Return the module of that name.
+
+    Raises:
+        ValueError: the model has none; the message names those that are near.
+    """
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if name not in modules:
+        linears = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
+        near = difflib.get_close_matches(name, linears, n=3) or linears[:3]
+        raise ValueError(
+            f"the model has no module {name!r}; its Linear layers are named like "
+            f"{', '.join(near)}."
+        )
+    return modules[name]
