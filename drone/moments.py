@@ -14,7 +14,7 @@ from drone import progress
 from drone.adapters import encoder_linears, module_named
 from drone.files import whole_file
 
-BLOCK = 256  # columns computed at once; divides 384, 768, 1536 and 3072
+BLOCK = 192  # columns computed at once; divides 384, 768, 1536 and 3072
 FORMAT_VERSION = 1
 
 
@@ -41,7 +41,7 @@ class SecondMoment:
         self.dim = dim
         self.count = 0
         self.total = torch.zeros(dim, dtype=torch.float64)
-        self._matrix = torch.zeros(dim, dim, dtype=torch.float64)
+        self._matrix = torch.zeros(dim, dim, dtype=torch.float64)  # lower part, until read
         self._mirrored = True
 
     def __repr__(self) -> str:
@@ -98,12 +98,13 @@ class SecondMoment:
             rows = x.detach().reshape(-1, self.dim)
         else:
             rows = x.detach()[_checked_mask(mask, x.shape[:-1]).to(x.device)]
-        if not rows.isfinite().all():
-            raise ValueError("x has NaN or Inf in a vector that counts.")
         # MPS has no float64: there the sums are made on the CPU.
         rows = rows.cpu().double() if rows.device.type == "mps" else rows.double()
+        total = rows.sum(0).to(self.total.device)
+        if not total.isfinite().all():  # NaN and Inf survive a sum
+            raise ValueError("x has NaN or Inf in a vector that counts.")
         add_gram(self._matrix, rows)
-        self.total += rows.sum(0).to(self.total.device)
+        self.total += total
         self.count += len(rows)
         self._mirrored = False
 
@@ -137,8 +138,7 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
     """
     for start in range(0, len(total), BLOCK):
         stop = start + BLOCK
-        block = rows[:, start:stop].T @ rows[:, :stop]
-        total[start:stop, :stop] += block.to(total.device)
+        total[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
 
 
 def _checked_mask(mask: Tensor, shape: torch.Size) -> Tensor:
