@@ -3,13 +3,17 @@
 import pytest
 import torch
 from hypothesis import settings
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
     MPNetConfig,
     MPNetForSequenceClassification,
     PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 # The same examples in every run; no deadline, machines differ; no folder left behind.
@@ -31,18 +35,54 @@ def torch_seed() -> None:
     torch.manual_seed(0)
 
 
+def lively(model: PreTrainedModel) -> PreTrainedModel:
+    """Draw weights of a trained model's size: as made, every bias is 0 and attention
+    is uniform, so that a forgotten bias or a wrong softmax would not be seen."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.normal_(module.bias, std=0.5)
+    return model.eval()
+
+
 @pytest.fixture
 def tiny_bert() -> PreTrainedModel:
-    return BertForSequenceClassification(BertConfig(**SIZES)).eval()
+    return lively(BertForSequenceClassification(BertConfig(**SIZES)))
 
 
 @pytest.fixture
 def tiny_mpnet() -> PreTrainedModel:
-    return MPNetForSequenceClassification(MPNetConfig(**SIZES)).eval()
+    model = MPNetForSequenceClassification(MPNetConfig(**SIZES))
+    nn.init.normal_(model.mpnet.encoder.relative_attention_bias.weight)
+    return lively(model)
+
+
+@pytest.fixture
+def tiny_roberta() -> PreTrainedModel:
+    return lively(RobertaForSequenceClassification(RobertaConfig(**SIZES)))
+
+
+@pytest.fixture
+def tiny_distilbert() -> PreTrainedModel:
+    sizes = {
+        "vocab_size": SIZES["vocab_size"],
+        "dim": SIZES["hidden_size"],
+        "n_layers": SIZES["num_hidden_layers"],
+        "n_heads": SIZES["num_attention_heads"],
+        "hidden_dim": SIZES["intermediate_size"],
+        "max_position_embeddings": SIZES["max_position_embeddings"],
+    }
+    return lively(DistilBertForSequenceClassification(DistilBertConfig(**sizes)))
 
 
 @pytest.fixture(params=["tiny_bert", "tiny_mpnet"])
 def tiny_model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["tiny_bert", "tiny_roberta", "tiny_mpnet", "tiny_distilbert"])
+def family(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """A tiny model of each family whose attention is known."""
     return request.getfixturevalue(request.param)
 
 
