@@ -106,6 +106,8 @@ def compress(
             module = small.get_submodule(name)
             found = given.get(name) or _factorize_module(module, name, moments)
             _replace(small, name, rank, found)
+    for name, module in small.named_modules():  # calibration made new ones in eval mode
+        module.training = model.get_submodule(name).training
     remember_ranks(small)
     _warn_above_break_even(small, ranks)
     return small

@@ -80,6 +80,7 @@ class DroneLoader(HfQuantizer):
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
                 module.config._is_quantized = False
+        remember_ranks(model)  # an encoder read alone has other names than the file
         return model
 
     def is_serializable(self) -> bool:
