@@ -245,16 +245,16 @@ def _checked_moment(moment: SecondMoment | Tensor, weight: Tensor) -> Tensor:
         second = moment.matrix
     else:
         second = moment.detach().double()
-        # Unequal by more than rounding: not Σ x xᵀ, perhaps X itself.
-        if second.ndim == 2 and second.shape[0] == second.shape[1]:
-            uneven = (second - second.T).abs().max()
-            if uneven > 1e-6 * second.abs().max():
-                raise ValueError("the moment is not symmetric; Σ x xᵀ is needed.")
     if second.shape != (size, size):
         raise ValueError(
             f"the moment has shape {tuple(second.shape)}; ({size}, {size}) is needed, "
             f"for a weight with {size} inputs."
         )
+    # Unequal by more than rounding: not Σ x xᵀ, perhaps X itself.
+    if not isinstance(moment, SecondMoment):
+        uneven = (second - second.T).abs().max()
+        if uneven > 1e-6 * second.abs().max():
+            raise ValueError("the moment is not symmetric; Σ x xᵀ is needed.")
     if not second.sum().isfinite():
         raise ValueError("the moment has NaN or Inf; finite numbers are needed.")
     return second.to(weight.device)

@@ -40,9 +40,10 @@ class SecondMoment:
             raise ValueError(f"dim is {dim}; at least 1.")
         self.dim = dim
         self.count = 0
-        self.total = torch.zeros(dim, dtype=torch.float64)
-        self._matrix = torch.zeros(dim, dim, dtype=torch.float64)  # lower part, until read
-        self._mirrored = True
+        with torch.inference_mode(False):  # else no sum could go on outside that mode
+            self.total = torch.zeros(dim, dtype=torch.float64)
+            self._matrix = torch.zeros(dim, dim, dtype=torch.float64)
+        self._mirrored = True  # after an update only the lower part holds, until read
 
     def __repr__(self) -> str:
         """Show the size and the number of vectors."""
@@ -116,8 +117,8 @@ class SecondMoment:
         """
         if other.dim != self.dim:
             raise ValueError(f"dim is {other.dim} there and {self.dim} here.")
-        self._matrix = self.matrix + other.matrix
-        self.total = self.total + other.total
+        self.matrix.add_(other.matrix)
+        self.total += other.total
         self.count += other.count
 
     def copy(self) -> "SecondMoment":
@@ -138,7 +139,11 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
     """
     for start in range(0, len(total), BLOCK):
         stop = start + BLOCK
-        total[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
+        part, before = rows[:, start:stop].T, rows[:, :stop]
+        if rows.device == total.device:
+            total[start:stop, :stop].addmm_(part, before)
+        else:  # multiplied where the vectors are, say on a GPU; kept where the sum is
+            total[start:stop, :stop] += (part @ before).to(total.device)
 
 
 def _checked_mask(mask: Tensor, shape: torch.Size) -> Tensor:
@@ -226,7 +231,8 @@ def calibrate(
             reached, a missing mask or one of the wrong shape, NaN or Inf in an input.
             The message names the module and the batch.
     """
-    names = list(encoder_linears(model) if modules is None else modules)
+    # A name given twice must not count its inputs twice.
+    names = list(dict.fromkeys(encoder_linears(model) if modules is None else modules))
     collector = Collector()
     number = -1
     with frozen(model), watch_inputs(model, names, collector.see):
@@ -244,7 +250,7 @@ class Collector:
     def __init__(self) -> None:
         self.moments: dict[str, SecondMoment] = {}
         self.leader: dict[str, str] = {}  # the first module of each one's group
-        self.last: tuple[str, Tensor] | None = None
+        self.last: tuple[str, Tensor, int] | None = None
 
     def start(self, number: int, mask: Tensor | None) -> None:
         """Begin a batch."""
@@ -252,7 +258,9 @@ class Collector:
 
     def see(self, name: str, x: Tensor) -> None:
         """Add the input of one module, unless its group's leader has added it."""
-        same = self.last is not None and self.last[1] is x
+        # The version tells a tensor changed in place from the one seen before.
+        version = 0 if x.is_inference() else x._version
+        same = self.last is not None and self.last[1] is x and self.last[2] == version
         leader = self.leader[self.last[0]] if same and self.last else name
         known = self.leader.setdefault(name, leader)
         if known != leader:
@@ -260,7 +268,7 @@ class Collector:
                 f"{name}: in batch {self.number} its input is no longer that of "
                 f"{known}; calibrate such modules one at a time."
             )
-        self.last = (name, x)
+        self.last = (name, x, version)
         if leader != name:
             return
         moment = self.moments.setdefault(name, SecondMoment(x.shape[-1]))
