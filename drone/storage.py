@@ -163,7 +163,14 @@ def load(folder: Path | str) -> PreTrainedModel:
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused here, by name
         )
+    # An encoder taken out of a classifier may have no pooler; AutoModel's makes one.
+    pooler = getattr(model, "pooler", None)
+    if isinstance(pooler, nn.Module):
+        own = {f"pooler.{name}" for name in pooler.state_dict()}
+        if info["missing_keys"] == own:
+            model.pooler, info["missing_keys"] = None, set()
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             keys = ", ".join(sorted(map(str, info[problem])))

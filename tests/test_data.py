@@ -8,8 +8,11 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Value, config
+from hypothesis import given
+from hypothesis import strategies as st
 
 from drone import agreement, data
 
@@ -434,6 +437,49 @@ def test_a_hub_that_does_not_answer_is_a_connection_error(
         data.load("cola", "hub")
     assert_names_three_ways(error)
     assert str(failure) in str(error.value)
+
+
+# --- a sample of rows ------------------------------------------------------------
+
+
+@given(total=st.integers(1, 40), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_a_sample_draws_so_many_rows_and_none_twice(
+    total: int, share: float, seed: int
+) -> None:
+    rows = Dataset.from_dict({"idx": range(total), "twice": range(0, 2 * total, 2)})
+    count = max(1, round(share * total))
+    found = data.sample(rows, count, seed)
+    assert len(found) == len(set(found["idx"])) == count
+    assert set(found["idx"]) <= set(range(total))
+    assert found["twice"][:] == [2 * i for i in found["idx"]]
+    assert data.sample(rows, count, seed)["idx"][:] == found["idx"][:]
+
+
+def test_a_sample_is_decided_by_its_seed_and_favours_no_row() -> None:
+    rows = Dataset.from_dict({"idx": range(10)})
+    drawn = [tuple(data.sample(rows, 3, seed)["idx"]) for seed in range(300)]
+    assert len(set(drawn)) > 200  # of 720
+    times = Counter(row for draw in drawn for row in draw)
+    # Each row is in a draw with probability .3: 90 times, standard deviation 8.
+    assert all(50 < times[row] < 130 for row in range(10))
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
+    rows = Dataset.from_dict({"idx": range(30)})
+    larger = data.sample(rows, 20, seed=4)["idx"][:]
+    assert data.sample(rows, 7, seed=4)["idx"][:] == larger[:7]
+
+
+def test_a_sample_leaves_the_callers_random_state() -> None:
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002 - the global state is meant
+    data.sample(Dataset.from_dict({"idx": range(9)}), 3, seed=0)
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+@pytest.mark.parametrize("count", [0, -1, 10])
+def test_a_sample_out_of_range_is_refused(count: int) -> None:
+    with pytest.raises(ValueError, match=f"rows is {count}; allowed are 1 to 9"):
+        data.sample(Dataset.from_dict({"idx": range(9)}), count, seed=0)
 
 
 # --- agreement -------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from drone import models, training
+from drone import calibrate, models, training
 from drone.training import METRICS, FineTuned, Recipe, fine_tune
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, max_length=32)
@@ -396,6 +397,43 @@ def test_tokenize_cuts_long_rows_and_pads_none(
     assert [len(ids) for ids in found["input_ids"]] == [6, 20]
     assert found["token_type_ids"][0] == [0, 0, 0, 1, 1, 1]
     assert found["labels"][:] == [1, 0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
+def test_batches_hold_every_row_once_shortest_first_with_few_pads(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> None:
+    found = training.batches(rows, tokenizer, batch_size)
+    assert len(found) == -(-len(rows) // batch_size)
+    unpadded = []
+    for batch in found:
+        assert set(batch) == set(rows.column_names) - {"labels"}
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        assert ids.shape == mask.shape and len(ids) <= batch_size
+        assert ids.shape[1] == mask.sum(1).max()  # as wide as its own longest row
+        assert (ids[mask == 0] == tokenizer.pad_token_id).all()
+        unpadded += [
+            row[real == 1].tolist() for row, real in zip(ids, mask, strict=True)
+        ]
+    # sorted() is stable: rows of one length stay as they were
+    assert unpadded == sorted(rows["input_ids"], key=len)
+
+
+def test_batches_are_what_calibrate_takes_and_each_real_token_counts_once(
+    model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    moments = calibrate(model, training.batches(rows, tokenizer, 2))
+    tokens = sum(map(len, rows["input_ids"]))
+    assert {moment.count for moment in moments.values()} == {tokens}
+
+
+def test_no_rows_make_no_batches(
+    model: PreTrainedModel, rows: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    none = rows.select([])
+    for function in (training.batches, partial(training.predict, model)):
+        with pytest.raises(ValueError, match="no rows"):
+            function(none, tokenizer)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
