@@ -208,7 +208,8 @@ def theorem1(
     Raises:
         ValueError: a shape or a rank that does not fit, or a number that is not finite.
     """
-    matrix, tokens = _checked_weight(weight), _checked_weight(inputs, "inputs")
+    matrix = _checked_weight(weight)
+    tokens = _checked_weight(inputs, "the inputs", "(in, N)")
     if tokens.shape[0] != matrix.shape[1]:
         raise ValueError(
             f"the inputs have shape {tuple(inputs.shape)}; "
@@ -224,10 +225,14 @@ def theorem1(
     return best
 
 
-def _checked_weight(weight: Tensor, what: str = "the weight") -> Tensor:
+def _checked_weight(
+    weight: Tensor, what: str = "the weight", form: str = "(out, in)"
+) -> Tensor:
     """Return a non-empty finite matrix in float64, or say what is wrong with it."""
     if weight.ndim != 2 or weight.numel() == 0:
-        raise ValueError(f"{what}: shape {tuple(weight.shape)}; a matrix is needed.")
+        raise ValueError(
+            f"{what}: shape {tuple(weight.shape)}; {form} is needed, at least 1 × 1."
+        )
     if not weight.is_floating_point():
         raise ValueError(f"{what}: {weight.dtype}; a floating dtype is needed.")
     matrix = weight.detach().double()

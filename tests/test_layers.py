@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drone import LowRankLinear, factorize
+from drone import LowRankLinear, SecondMoment, factorize
 from drone.layers import linear_multiply_adds, parameters
 
 
@@ -102,6 +102,26 @@ def test_a_given_factorization_gives_the_same_layer_bit_for_bit() -> None:
         strict=True,
     ):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_data_aware_factors_keep_the_bias_and_err_by_what_was_promised(
+    dtype: torch.dtype,
+) -> None:
+    # A mean far from 0 and a large bias: who fits outputs with the bias adds it twice.
+    dense = nn.Linear(5, 7, dtype=dtype)
+    nn.init.normal_(dense.bias, mean=10)
+    x = (torch.randn(40, 5) + 3).to(dtype)
+    moment = SecondMoment(5)
+    moment.update(x)
+    found = factorize(dense.weight, moment)
+    thin = LowRankLinear.from_linear(dense, 3, found)
+    assert torch.equal(thin.bias, dense.bias)
+    assert torch.equal(thin(torch.zeros_like(x))[0], dense.bias)
+    assert thin.bias.data_ptr() != dense.bias.data_ptr()
+    error = (dense.double()(x.double()) - thin.double()(x.double())).norm()
+    tolerance = {torch.bfloat16: 0.1, torch.float32: 1e-4}[dtype]
+    assert error.item() == pytest.approx(float(found.errors[3]), rel=tolerance)
 
 
 def test_both_factors_and_the_bias_receive_gradients() -> None:
