@@ -502,6 +502,9 @@ def test_in_order_leaves_the_model_and_the_modes_as_they_were(
             assert module.training is family.get_submodule(name).training, name
     assert all(p.requires_grad and p.grad is None for p in small.parameters())
     assert torch.is_grad_enabled()
+    # In training, too, the inputs are collected without dropout.
+    expected = compress(family.eval(), plan, batches=batches, sequential=True)
+    assert set(distance(small, expected).values()) == {0.0}
 
 
 def test_in_order_an_error_leaves_the_model_as_it_was_and_is_told(
