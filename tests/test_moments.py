@@ -442,6 +442,17 @@ def test_a_module_run_twice_counts_both_inputs() -> None:
     assert_sums(found["0"], torch.cat([x, layer(x).detach()]))
 
 
+def test_a_tensor_of_the_batch_before_is_summed_anew() -> None:
+    class Apart(Two):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.a(x) + self.b(y)
+
+    u, v = torch.randn(5, 3), torch.randn(5, 3)
+    found = calibrate(Apart(), [{"x": u, "y": v}, {"x": v, "y": u}], ["a", "b"])
+    for moment in found.values():
+        assert_sums(moment, torch.cat([u, v]))
+
+
 def test_modules_that_share_an_input_only_at_times_are_refused() -> None:
     turns = iter([lambda x: x, torch.clone])
     model = Two(lambda x: next(turns)(x))
