@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from drone import attention_blocks, compress, encoder_linears, load, save
+from drone import LowRankLinear, attention_blocks, compress, encoder_linears, load, save
 from drone.storage import low_rank_modules
 
 Weights = dict[str, Tensor]
@@ -78,6 +78,15 @@ def test_a_saved_model_comes_back_bit_equal_and_silently(
     assert_same_weights(found, small)
     expected = logits(small.eval(), padded_batch)
     assert torch.equal(logits(found, padded_batch), expected)
+
+
+def test_a_module_replaced_by_hand_is_remembered_too(
+    tiny_bert: PreTrainedModel, tmp_path: Path
+) -> None:
+    dense = tiny_bert.bert.pooler.dense
+    tiny_bert.set_submodule("bert.pooler.dense", LowRankLinear.from_linear(dense, 4))
+    save(tiny_bert, tmp_path / "model")
+    assert_same_weights(load(tmp_path / "model"), tiny_bert)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
