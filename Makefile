@@ -23,7 +23,7 @@ export DRONE_MODELS := $(abspath $(DRONE_MODELS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help book test benchmark lint run edition refresh lock clean need-chapter
+.PHONY: help book test benchmark lint run edition prose refresh lock clean need-chapter
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -74,6 +74,9 @@ run: need-chapter $(STAMP) ## rerun a chapter into runs/: CHAPTER=01 [PARAMS=fil
 
 edition: need-chapter $(STAMP) ## run a chapter with the edition's parameters, publish it
 	$(PY) book/publish.py edition $(CHAPTER)
+
+prose: need-chapter $(STAMP) ## give a published chapter the new text; its results stay
+	$(PY) book/publish.py prose $(CHAPTER)
 
 refresh: need-chapter $(STAMP) ## run a chapter with its defaults, store the outputs
 	$(PY) book/publish.py default $(CHAPTER)

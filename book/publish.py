@@ -82,7 +82,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         cell.metadata = NotebookNode(
             {k: v for k, v in cell.metadata.items() if k in KEPT_METADATA}
         )
-        if "injected-parameters" in cell.metadata.get("tags", []):
+        if _injected(cell):
             cell.id = "injected-parameters"
             cell.metadata.tags = ["injected-parameters", "hide-input"]
         if cell.cell_type == "code":
@@ -135,6 +135,34 @@ def _lift_alt(cell: NotebookNode, output: NotebookNode) -> None:
         cell.metadata.setdefault("mystnb", {}).setdefault("image", {})["alt"] = alt
 
 
+def with_prose(published: NotebookNode, written: NotebookNode) -> NotebookNode:
+    """Give a published chapter the source's text and captions; its results stay.
+
+    Raises:
+        ValueError: some code differs: then the results may too, and only a run tells.
+    """
+    ran = [c for c in published.cells if c.cell_type == "code" and not _injected(c)]
+    code = [c for c in written.cells if c.cell_type == "code"]
+    if [c.source for c in ran] != [c.source for c in code]:
+        raise ValueError("the code has changed since; run the edition again.")
+    for old, new in zip(ran, code, strict=True):
+        caption = new.metadata.get("mystnb", {}).get("figure")
+        if caption is not None:
+            old.metadata.mystnb.figure = caption
+    results, injected = iter(ran), [c for c in published.cells if _injected(c)]
+    cells = []
+    for cell in written.cells:
+        cells.append(cell if cell.cell_type == "markdown" else next(results))
+        if "parameters" in cell.metadata.get("tags", []):
+            cells += injected
+    published.cells = cells
+    return published
+
+
+def _injected(cell: NotebookNode) -> bool:
+    return "injected-parameters" in cell.metadata.get("tags", [])
+
+
 def store(notebook: NotebookNode, path: Path) -> None:
     """Write a notebook whole or not at all."""
     with whole_file(path) as temporary:
@@ -144,16 +172,18 @@ def store(notebook: NotebookNode, path: Path) -> None:
 def main() -> None:
     """Read the command line and run one chapter."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("what", choices=["edition", "default"])
+    parser.add_argument("what", choices=["edition", "default", "prose"])
     parser.add_argument("chapter", help="two digits, such as 01")
     arguments = parser.parse_args()
     path = source(arguments.chapter)
+    target = ROOT / "book" / "chapters" / path.name
     if arguments.what == "edition":
-        parameters = edition_parameters(arguments.chapter)
-        target = ROOT / "book" / "chapters" / path.name
+        notebook = run(path, edition_parameters(arguments.chapter))
+    elif arguments.what == "prose":
+        notebook = with_prose(nbformat.read(target, 4), nbformat.read(path, 4))
     else:
-        parameters, target = {}, path
-    store(run(path, parameters), target)
+        notebook, target = run(path, {}), path
+    store(notebook, target)
     print(f"written: {target.relative_to(ROOT)}")
 
 

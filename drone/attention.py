@@ -75,7 +75,8 @@ def factorize_attention(
     values of R_q R_kᵀ are cut, where R_qᵀR_q = W̃_q C̃ W̃_qᵀ is the second moment of the
     queries and R_k that of the keys. With R_q R_kᵀ = P Σ Tᵀ the new projections are
     Σ_k^-½ T_kᵀ R_k W̃_q and Σ_k^-½ P_kᵀ R_q W̃_k: only singular values that are kept are
-    divided by. Chapter 4.
+    divided by. A direction the data never takes is left out, so calibrate on many more
+    tokens than the head has numbers. Chapter 4.
 
     Args:
         query: Linear (in → heads · head size); its bias may be None.

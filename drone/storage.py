@@ -109,7 +109,7 @@ def remember_ranks(model: nn.Module) -> None:
 
     With it, also a plain `save_pretrained`, or a checkpoint of Trainer, loads again.
     """
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, PreTrainedModel) and low_rank_modules(model):
         ranks = {name: module.rank for name, module in low_rank_modules(model).items()}
         model.config.quantization_config = DroneConfig(ranks)
 
