@@ -276,7 +276,7 @@ def test_a_cell_that_fails_stops_the_run(publish: ModuleType, chapter: Path) -> 
 # --- new words for a published chapter ---------------------------------------------
 
 
-def chapter(text: str, source: str = "1", caption: str = "An old caption.") -> Any:
+def worded(text: str, source: str = "1", caption: str = "An old caption.") -> Any:
     """A notebook with a parameters cell, a figure's cell and a line of text."""
     figure = {"mystnb": {"figure": {"caption": caption}}}
     return new_notebook(
@@ -289,11 +289,11 @@ def chapter(text: str, source: str = "1", caption: str = "An old caption.") -> A
 
 
 def test_prose_gives_new_text_and_keeps_results(publish: ModuleType) -> None:
-    published = chapter("old")
+    published = worded("old")
     published.cells[2].outputs = [stream("a result")]
     injected = new_code_cell("a = 2", metadata={"tags": ["injected-parameters"]})
     published.cells.insert(2, injected)
-    found = publish.with_prose(published, chapter("new", caption="A new caption."))
+    found = publish.with_prose(published, worded("new", caption="A new caption."))
     assert [c.source for c in found.cells] == ["new", "a = 1", "a = 2", "1"]
     assert found.cells[3].outputs[0].text == "a result"
     assert found.cells[3].metadata.mystnb.figure.caption == "A new caption."
@@ -301,4 +301,4 @@ def test_prose_gives_new_text_and_keeps_results(publish: ModuleType) -> None:
 
 def test_prose_refuses_changed_code(publish: ModuleType) -> None:
     with pytest.raises(ValueError, match="run the edition again"):
-        publish.with_prose(chapter("old"), chapter("new", source="2"))
+        publish.with_prose(worded("old"), worded("new", source="2"))
