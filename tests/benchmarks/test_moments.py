@@ -36,4 +36,4 @@ def forward(model, batches):
 @pytest.mark.benchmark(group="calibrate MiniLM, 12 batches of 32")
 @pytest.mark.parametrize("run", [forward, calibrate], ids=["forward pass", "calibrate"])
 def test_calibrate(benchmark, model, batches, run):
-    benchmark.pedantic(run, args=(model, batches), rounds=5, warmup_rounds=1)
+    benchmark.pedantic(run, args=(model, batches), rounds=3, warmup_rounds=1)
