@@ -178,6 +178,7 @@ def keep_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
     if not 1 <= count <= len(layers):
         raise ValueError(f"count is {count}; 1 to {len(layers)} layers can be kept.")
     encoder.layer = layers[:count]
+    encoder.layer.training = layers.training  # the new list starts in training mode
     small.config.num_hidden_layers = count
     return small
 

@@ -210,6 +210,7 @@ def test_keep_layers_keeps_the_first_ones_and_the_original(
 ) -> None:
     before = {k: v.clone() for k, v in tiny_model.state_dict().items()}
     small = models.keep_layers(tiny_model, count)
+    assert not any(module.training for module in small.modules())
     layers = small.base_model.encoder.layer
     assert len(layers) == count == small.config.num_hidden_layers
     assert tiny_model.config.num_hidden_layers == 2
