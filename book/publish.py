@@ -136,7 +136,7 @@ def _lift_alt(cell: NotebookNode, output: NotebookNode) -> None:
 
 
 def with_prose(published: NotebookNode, written: NotebookNode) -> NotebookNode:
-    """Give a published chapter the source's text and captions; its results stay.
+    """Give a published chapter the source's text, captions and tags; its results stay.
 
     Raises:
         ValueError: some code differs: then the results may too, and only a run tells.
@@ -146,6 +146,7 @@ def with_prose(published: NotebookNode, written: NotebookNode) -> NotebookNode:
     if [c.source for c in ran] != [c.source for c in code]:
         raise ValueError("the code has changed since; run the edition again.")
     for old, new in zip(ran, code, strict=True):
+        old.metadata.tags = new.metadata.get("tags", [])
         caption = new.metadata.get("mystnb", {}).get("figure")
         if caption is not None:
             old.metadata.mystnb.figure = caption
