@@ -1,6 +1,6 @@
 """Data-aware low-rank compression of neural networks: the library of The DRONE Book."""
 
-from drone import agreement, data, figures, models, records, training
+from drone import agreement, costs, data, figures, models, records, training
 from drone.adapters import attention_blocks, encoder_linears
 from drone.attention import (
     AttentionFactorization,
@@ -16,8 +16,14 @@ from drone.compress import (
 from drone.factorize import Factorization, break_even_rank, factorize, theorem1
 from drone.layers import LowRankLinear
 from drone.moments import SecondMoment, calibrate, load_moments, save_moments
+from drone.search import RankPlan, search_ranks
 from drone.storage import load, save
-from drone.timing import LatencyReport, compare_latency, multiply_adds
+from drone.timing import (
+    LatencyReport,
+    compare_latency,
+    multiply_adds,
+    profile_modules,
+)
 
 __all__ = [
     "AboveBreakEvenWarning",
@@ -26,6 +32,7 @@ __all__ = [
     "LatencyReport",
     "LowRankLinear",
     "LowRankSelfAttention",
+    "RankPlan",
     "SecondMoment",
     "agreement",
     "attention_blocks",
@@ -33,6 +40,7 @@ __all__ = [
     "calibrate",
     "compare_latency",
     "compress",
+    "costs",
     "data",
     "encoder_linears",
     "factorize",
@@ -43,10 +51,12 @@ __all__ = [
     "load_moments",
     "models",
     "multiply_adds",
+    "profile_modules",
     "records",
     "report",
     "save",
     "save_moments",
+    "search_ranks",
     "theorem1",
     "training",
 ]

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
-from torch import Tensor, nn
+from torch import nn
 
 from drone import progress
-from drone.adapters import ATTENTION, encoder_layers, module_named
+from drone.adapters import ATTENTION, module_named
 from drone.attention import (
     AttentionFactorization,
     LowRankSelfAttention,
@@ -19,15 +19,9 @@ from drone.attention import (
 )
 from drone.factorize import Factorization, break_even_rank, check_rank, factorize
 from drone.layers import LowRankLinear, linear_multiply_adds, parameters
-from drone.moments import (
-    Collector,
-    SecondMoment,
-    frozen,
-    mask_of,
-    to_device,
-    watch_inputs,
-)
+from drone.moments import SecondMoment, frozen
 from drone.storage import remember_ranks
+from drone.walk import Walk, input_name
 
 
 class AboveBreakEvenWarning(UserWarning):
@@ -51,7 +45,7 @@ def factorize_modules(
     """
     names = list(names)
     return {
-        name: _factorize_module(module_named(model, name), name, moments)
+        name: factorize_module(module_named(model, name), name, moments)
         for name in progress.bar(names, desc="factorize")
     }
 
@@ -104,8 +98,8 @@ def compress(
         given = dict(factorizations or {})
         for name, rank in progress.bar(ranks.items(), desc="compress"):
             module = small.get_submodule(name)
-            found = given.get(name) or _factorize_module(module, name, moments)
-            _replace(small, name, rank, found)
+            found = given.get(name) or factorize_module(module, name, moments)
+            replace_module(small, name, rank, found)
     for name, module in small.named_modules():  # calibration made new ones in eval mode
         module.training = model.get_submodule(name).training
     remember_ranks(small)
@@ -139,11 +133,11 @@ def _named_projections(block: nn.Module, name: str) -> tuple[nn.Linear, nn.Linea
         raise ValueError(f"{name}: {error}") from error
 
 
-def _factorize_module(
+def factorize_module(
     module: nn.Module, name: str, moments: Mapping[str, SecondMoment] | None
 ) -> Factorization | AttentionFactorization:
     """Decompose a Linear, or the query-key product of a block; name it in errors."""
-    source = _input_name(module, name)
+    source = input_name(module, name)
     if moments is not None and source not in moments:
         raise ValueError(f"{name}: there is no moment for {source}; calibrate it too.")
     moment = None if moments is None else moments[source]
@@ -156,13 +150,7 @@ def _factorize_module(
         raise ValueError(f"{name}: {error}") from error
 
 
-def _input_name(module: nn.Module, name: str) -> str:
-    """Name of the Linear whose inputs matter: a block's are those of its query."""
-    names = ATTENTION.get(type(module).__name__)
-    return name if names is None else f"{name}.{names.query}"
-
-
-def _replace(
+def replace_module(
     small: nn.Module,
     name: str,
     rank: int,
@@ -183,138 +171,20 @@ def _replace(
     small.set_submodule(name, new)
 
 
-class _Reached(Exception):
-    """The last module of interest has its input; the rest of the pass is not needed."""
-
-
 def _compress_in_order(
     small: nn.Module, ranks: Mapping[str, int], batches: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Replace modules in the order they run, each for the inputs it then gets.
-
-    Layer by layer: the hidden states that enter it are known for all batches. Within
-    a layer, the modules that share an input are one group; running the layer up to a
-    group gives its moments, the group is replaced, and so on upwards.
-    """
-    layers = encoder_layers(small)
-    inside = {
-        name: next((p for p in layers if name.startswith(f"{p}.")), None)
-        for name in ranks
-    }
-    outside = [name for name, layer in inside.items() if layer is None]
-    if outside:
-        raise ValueError(
-            f"not inside an encoder layer: {', '.join(outside)}; sequential=True "
-            "cannot reach it."
-        )
+    """Replace modules in the order they run, each for the inputs it then gets."""
     with frozen(small):
-        states, masks, rest = _enter_first_layer(
-            small, next(iter(layers.values())), batches
-        )
-        for prefix, layer in progress.bar(layers.items(), desc="compress in order"):
-            here = [name for name in ranks if inside[name] == prefix]
-            for group in _groups(small, layer, here, states, rest):
-                moments = _group_moments(small, layer, group, states, masks, rest)
+        walk = Walk(small, batches, ranks)
+        for _ in progress.bar(walk.layers, desc="compress in order"):
+            for group in walk.groups():
+                moments = walk.moments(group)
                 for name in group:
                     module = small.get_submodule(name)
-                    found = _factorize_module(module, name, moments)
-                    _replace(small, name, ranks[name], found)
-            states = [
-                _hidden(layer(x, *args, **kwargs))
-                for x, (args, kwargs) in zip(states, rest, strict=True)
-            ]
-
-
-_Rest = list[tuple[tuple[Any, ...], dict[str, Any]]]
-
-
-def _enter_first_layer(
-    small: nn.Module, first: nn.Module, batches: Iterable[Mapping[str, Any]]
-) -> tuple[list[Tensor], list[Tensor | None], _Rest]:
-    """Run the model up to its first layer: hidden states, masks, other arguments.
-
-    The layers of BERT, RoBERTa, MPNet and DistilBERT all get the same other arguments.
-    """
-    states: list[Tensor] = []
-    masks: list[Tensor | None] = []
-    rest: _Rest = []
-
-    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append(args[0])
-        rest.append((args[1:], kwargs))
-        raise _Reached
-
-    handle = first.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        for number, batch in enumerate(batches):
-            masks.append(mask_of(batch, number))
-            try:
-                small(**to_device(batch, small))
-            except _Reached:
-                continue
-    finally:
-        handle.remove()
-    if not masks:
-        raise ValueError("no batch to calibrate on; at least one is needed.")
-    return states, masks, rest
-
-
-def _groups(
-    small: nn.Module,
-    layer: nn.Module,
-    names: list[str],
-    states: list[Tensor],
-    rest: _Rest,
-) -> list[list[str]]:
-    """Sort the modules of a layer into groups with one input, in the order they run."""
-    source = {name: _input_name(small.get_submodule(name), name) for name in names}
-    order: list[tuple[Tensor, list[str]]] = []
-
-    def see(reached: str, x: Tensor) -> None:
-        named = [name for name in names if source[name] == reached]
-        if order and order[-1][0] is x:
-            order[-1][1].extend(named)
-        else:
-            order.append((x, named))
-
-    with watch_inputs(small, dict.fromkeys(source.values()), see):
-        args, kwargs = rest[0]
-        layer(states[0], *args, **kwargs)
-    return [group for _, group in order]
-
-
-def _group_moments(
-    small: nn.Module,
-    layer: nn.Module,
-    group: list[str],
-    states: list[Tensor],
-    masks: list[Tensor | None],
-    rest: _Rest,
-) -> dict[str, SecondMoment]:
-    """Run the layer up to a group of modules and collect the moment of their input."""
-    sources = [_input_name(small.get_submodule(name), name) for name in group]
-    collector = Collector()
-
-    def see(name: str, x: Tensor) -> None:
-        collector.see(name, x)
-        raise _Reached
-
-    with watch_inputs(small, sources[:1], see):
-        for number, (x, mask) in enumerate(zip(states, masks, strict=True)):
-            collector.start(number, mask)
-            args, kwargs = rest[number]
-            try:
-                layer(x, *args, **kwargs)
-            except _Reached:
-                continue
-    (moment,) = collector.finish(sources[:1]).values()
-    return dict.fromkeys(sources, moment)
-
-
-def _hidden(output: Any) -> Tensor:
-    """The hidden states among what a layer returns."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
+                    found = factorize_module(module, name, moments)
+                    replace_module(small, name, ranks[name], found)
+            walk.advance()
 
 
 def _warn_above_break_even(small: nn.Module, ranks: Mapping[str, int]) -> None:

@@ -17,9 +17,10 @@ ORDER = [
     {"files", "progress", "adapters", "agreement", "figures"},
     {"timing", "moments", "data", "models"},
     {"factorize", "records", "training"},
-    {"layers", "attention"},
-    {"storage"},
-    {"compress"},
+    {"layers", "attention", "walk"},
+    {"storage", "costs"},
+    {"compress", "allocate"},
+    {"search"},
 ]
 
 

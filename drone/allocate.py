@@ -1,0 +1,134 @@
+"""Rivals of Algorithm 2: each is a path from the smallest model to the dense one."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.optimize import LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from drone.attention import AttentionFactorization
+from drone.costs import Costs
+from drone.factorize import Factorization
+
+Ranks = dict[str, int]  # {module name: rank}; a module that is left out stays dense
+LATENCIES = 60  # steps of the latency path
+
+
+def relative_errors(
+    factorization: Factorization | AttentionFactorization, ranks: Sequence[int]
+) -> np.ndarray:
+    """Return ‖(W − Ŵ_k)X‖² / ‖WX‖² at each rank, and 0 for the dense module.
+
+    Of an attention block: of all logits of all heads. Shape (len(ranks) + 1,); zeros
+    where there is nothing to lose.
+    """
+    errors = factorization.errors.numpy()
+    squares = np.atleast_2d(errors**2).sum(axis=0)  # over heads, if there are any
+    lost = np.append(squares[list(ranks)], 0.0)
+    return lost / squares[0] if squares[0] > 0 else lost
+
+
+def uniform(costs: Costs, errors: Mapping[str, np.ndarray]) -> list[Ranks]:
+    """Give every module the same share of its largest rank that saves.
+
+    Args:
+        costs: of the modules.
+        errors: {name: `relative_errors` at the ranks of `costs`}; not looked at here.
+
+    Returns:
+        Ranks from the smallest model to the dense one, costs never falling.
+    """
+    steps = max(len(module.ranks) for module in costs.modules.values())
+    return [
+        _pick(
+            costs,
+            {n: -(-step * len(c.ranks) // steps) for n, c in costs.modules.items()},
+        )
+        for step in range(steps + 1)
+    ]
+
+
+def energy(costs: Costs, errors: Mapping[str, np.ndarray]) -> list[Ranks]:
+    """Give every module the smallest rank that keeps a share of its outputs' energy.
+
+    Args and result: as `uniform`. One entry for each share at which a rank changes.
+    """
+    levels = sorted({float(e) for each in errors.values() for e in each}, reverse=True)
+    return [
+        _pick(costs, {n: int(np.argmax(errors[n] <= level)) for n in costs.modules})
+        for level in levels
+    ]
+
+
+def greedy(costs: Costs, errors: Mapping[str, np.ndarray]) -> list[Ranks]:
+    """Go one rank up where the relative error falls most per weight, again and again.
+
+    Args and result: as `uniform`. One entry for each step.
+    """
+    at = dict.fromkeys(costs.modules, 0)
+    path = [_pick(costs, at)]
+    while any(at[name] < len(module.ranks) for name, module in costs.modules.items()):
+        gains = {
+            name: (errors[name][i] - errors[name][i + 1])
+            / (module.weights[i + 1] - module.weights[i])
+            for name, module in costs.modules.items()
+            if (i := at[name]) < len(module.ranks)
+        }
+        at[max(gains, key=gains.__getitem__)] += 1
+        path.append(_pick(costs, at))
+    return path
+
+
+def latency(costs: Costs, increases: Mapping[str, np.ndarray]) -> list[Ranks]:
+    """Choose the ranks with the least loss within a number of measured seconds.
+
+    For each of `LATENCIES` times T, from the shortest possible to the dense model's:
+    min Σ increase(module, rank) subject to Σ seconds(module, rank) ≤ T, one rank a
+    module. A multiple-choice knapsack, solved exactly by scipy's integer programs.
+
+    Args:
+        costs: of the modules.
+        increases: {name: (ranks + 1,) loss each rank costs on its own, 0 for dense}.
+
+    Returns:
+        As `uniform`.
+    """
+    names = list(costs.modules)
+    # One 0-1 variable for each module and each of its options.
+    variables = [
+        (name, option)
+        for name, module in costs.modules.items()
+        for option in range(len(module.seconds))
+    ]
+    seconds = np.array([costs.modules[n].seconds[o] for n, o in variables])
+    lost = np.array([increases[n][o] for n, o in variables])
+    owner = np.array([names.index(n) for n, _ in variables])
+    shape = (len(names), len(variables))
+    one_each = csr_array((np.ones(shape[1]), (owner, np.arange(shape[1]))), shape=shape)
+    shortest = sum(seconds[owner == i].min() for i in range(len(names)))
+    dense = sum(module.seconds[-1] for module in costs.modules.values())
+    path = []
+    for limit in np.linspace(shortest, dense, LATENCIES):
+        found = milp(
+            lost + 1e-9 * seconds / dense,  # of equal losses, the faster
+            integrality=np.ones(shape[1]),
+            bounds=(0, 1),
+            constraints=[
+                LinearConstraint(one_each, 1, 1),
+                LinearConstraint(seconds[None], ub=limit * (1 + 1e-9)),
+            ],
+        )
+        assert found.success, found.message  # the fastest options always fit
+        chosen = [v for v, x in zip(variables, found.x, strict=True) if x > 0.5]
+        path.append(_pick(costs, dict(chosen)))
+    path[-1] = {}  # all dense fits the last limit; nothing loses less
+    return path
+
+
+def _pick(costs: Costs, options: Mapping[str, int]) -> Ranks:
+    """Turn the index of each module's option into ranks; the last option is dense."""
+    return {
+        name: module.ranks[options[name]]
+        for name, module in costs.modules.items()
+        if options[name] < len(module.ranks)
+    }
