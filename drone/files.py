@@ -3,9 +3,12 @@
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 
 def sha256(path: Path) -> str:
@@ -31,6 +34,17 @@ def check_sha256(path: Path, expected: str) -> None:
             f"{path}: SHA-256 is {found}, expected {expected}. The file is damaged "
             "or not the one this book was made with; delete it and get it again."
         )
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over the names, shapes and values of tensors, in order."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # bfloat16 is unknown to numpy; the bytes of any dtype can be looked at
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

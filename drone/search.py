@@ -26,7 +26,7 @@ from drone.compress import (
 )
 from drone.costs import GRID, Costs, ModuleCosts, measure, searchable
 from drone.factorize import Factorization
-from drone.files import whole_file
+from drone.files import tensors_sha256, whole_file
 from drone.moments import calibrate, frozen
 from drone.storage import remember_ranks
 from drone.walk import Walk, input_name, mean_loss
@@ -57,7 +57,8 @@ class RankPlan:
             model has no module, and as rank its place on the path.
         trials: losses evaluated, those read back from an interrupted search included.
         layer_forwards: passes of all batches through one encoder layer, so made.
-        seconds: the search took, factorizations included; since a resume, if any.
+        seconds: the search took, factorizations included. Of an interrupted search,
+            both count its trials, and the rest of the work once.
     """
 
     method: str
@@ -232,8 +233,8 @@ def search_ranks(
         costs.weights(ranks) / costs.weights({}),
         book.trace,
         len(book.trace),
-        forwards,
-        time.perf_counter() - started,
+        forwards + book.spared_layers,
+        time.perf_counter() - started + book.spared_seconds,
         {name: small.get_submodule(name) for name in ranks},
     )
 
@@ -292,7 +293,7 @@ def _algorithm_2(
     last: dict[str, int] = {}  # where in the grid the last module of a kind ended
     exponents, spent = shares(costs), 0.0
     walk = Walk(small, batches, costs.modules)
-    loss = dense_loss = book.loss("", None, walk.loss)
+    loss = dense_loss = book.loss("", None, walk.loss, len(walk.layers))
     _check_dense_loss(dense_loss)
     for _ in progress.bar(walk.layers, desc="search"):
         for group in walk.groups():
@@ -329,7 +330,8 @@ def _attempt(
     dense, rank = walk.model.get_submodule(name), module.ranks[option]
     replace_module(walk.model, name, rank, found)
     try:
-        return book.loss(name, rank, walk.loss, allowed)
+        above = len(walk.layers) - walk.number
+        return book.loss(name, rank, walk.loss, above, allowed)
     finally:
         walk.model.set_submodule(name, dense)
 
@@ -392,7 +394,7 @@ def _along_a_path(
     moments = calibrate(small, batches, sources.values())
     found = factorize_modules(small, costs.modules, moments)
     walk = Walk(small, batches, costs.modules)
-    dense_loss = book.loss("", None, walk.loss)
+    dense_loss = book.loss("", None, walk.loss, len(walk.layers))
     _check_dense_loss(dense_loss)
     errors = {
         name: allocate.relative_errors(found[name], module.ranks)
@@ -413,10 +415,13 @@ def _along_a_path(
     allowed = dense_loss * (1 + budget)
 
     def attempt(place: int) -> float:
-        nonlocal forwards
         put(path[place])
+        return book.loss("", place, evaluate, len(walk.layers), allowed)
+
+    def evaluate() -> float:
+        nonlocal forwards
         forwards += len(walk.layers)
-        return book.loss("", place, lambda: mean_loss(small, batches), allowed)
+        return mean_loss(small, batches)
 
     if target == "loss":
         place, _ = smallest_option(len(path) - 1, attempt, dense_loss, allowed)
@@ -485,7 +490,8 @@ class _Trials:
         self.path, self.key = path, key() if path is not None else ""
         self.trace: list[dict[str, Any]] = []
         self.costs: Costs | None = None
-        self.known: dict[tuple[str, int | None], float] = {}
+        self.known: dict[tuple[str, int | None], tuple[float, float]] = {}
+        self.spared_seconds, self.spared_layers = 0.0, 0
         if path is not None and path.is_file():
             self._read(path)
 
@@ -497,7 +503,9 @@ class _Trials:
             header, *trials = [json.loads(line) for line in whole]
             same = header["search"] == self.key
             self.costs = Costs.from_json(header["costs"])
-            self.known = {(t["module"], t["rank"]): t["loss"] for t in trials}
+            self.known = {
+                (t["module"], t["rank"]): (t["loss"], t["seconds"]) for t in trials
+            }
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}: no trace of a search ({error!r}); delete it."
@@ -515,8 +523,8 @@ class _Trials:
             return
         lines: list[dict[str, Any]] = [{"search": self.key, "costs": costs.to_json()}]
         lines += [
-            {"module": module, "rank": rank, "loss": loss}
-            for (module, rank), loss in self.known.items()
+            {"module": module, "rank": rank, "loss": loss, "seconds": seconds}
+            for (module, rank), (loss, seconds) in self.known.items()
         ]
         with whole_file(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -526,12 +534,18 @@ class _Trials:
         module: str,
         rank: int | None,
         evaluate: Callable[[], float],
+        layers: int,
         allowed: float | None = None,
     ) -> float:
         """Return the loss of a trial, evaluated unless it is known, and note it."""
-        loss = self.known.get((module, rank))
-        if loss is None:
+        if (module, rank) in self.known:
+            loss, seconds = self.known[module, rank]
+            self.spared_seconds += seconds
+            self.spared_layers += layers
+        else:
+            started = time.perf_counter()
             loss = evaluate()
+            seconds = time.perf_counter() - started
             if not isfinite(loss):
                 where = f"{module} at rank {rank}" if module else "the model"
                 raise ValueError(
@@ -539,6 +553,7 @@ class _Trials:
                 )
             if self.path is not None:
                 line = {"module": module, "rank": rank, "loss": loss}
+                line["seconds"] = seconds
                 with self.path.open("a") as file:
                     file.write(json.dumps(line) + "\n")
         fits = allowed is None or loss <= allowed
@@ -580,12 +595,9 @@ def _check_dense_loss(loss: float) -> None:
 
 def _key(model: nn.Module, batches: list[Mapping[str, Any]], *settings: Any) -> str:
     """SHA-256 over all that decides a search but the clock."""
-    digest = hashlib.sha256(json.dumps([str(s) for s in settings]).encode())
-    tensors = list(model.state_dict().items())
-    tensors += [pair for batch in batches for pair in batch.items()]
-    for name, tensor in tensors:
-        digest.update(name.encode())
-        if isinstance(tensor, Tensor):
-            digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()
+    parts = [str(setting) for setting in settings]
+    parts.append(tensors_sha256(model.state_dict()))
+    for batch in batches:
+        tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
+        parts.append(tensors_sha256(tensors))
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

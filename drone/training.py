@@ -1,5 +1,6 @@
-"""Fine-tuning on a task, with a cache keyed by everything that goes into it."""
+"""Fine-tuning and retraining, with a cache keyed by everything that goes into it."""
 
+import copy
 import hashlib
 import json
 import os
@@ -19,6 +20,8 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     BatchEncoding,
     DataCollatorWithPadding,
@@ -35,10 +38,12 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from drone import data, models, progress
-from drone.files import check_sha256, sha256, whole_folder
+from drone.files import check_sha256, sha256, tensors_sha256, whole_folder
 from drone.moments import frozen
 
 FORMAT_VERSION = 1
+TEMPERATURE = 2.0  # softens a teacher's probabilities
+SOFT_TARGETS = "soft_targets"  # column of a teacher's outputs
 DEFAULT_CACHE = Path.home() / ".cache" / "drone" / "fine-tuned"
 
 
@@ -144,14 +149,18 @@ def evaluate(
 
 
 def batches(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int = 32
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 32,
+    labels: bool = False,
 ) -> list[BatchEncoding]:
     """Pad tokenized rows into batches: what `predict` and `drone.calibrate` run on.
 
     Args:
-        rows: from `tokenize`; labels are left out.
+        rows: from `tokenize`.
         tokenizer: pads each batch to its own longest row.
         batch_size: rows at once. Rows are sorted by length, so few pads are computed.
+        labels: keep them, as `drone.search_ranks` needs, or leave them out.
 
     Returns:
         Batches of `input_ids`, `attention_mask`, ..., each (batch, length).
@@ -162,11 +171,11 @@ def batches(
     if not len(rows):
         raise ValueError("no rows to make batches of; at least one is needed.")
     order = _by_length(rows)
-    columns = [name for name in rows.column_names if name != "labels"]
-    unlabelled = rows.select_columns(columns)
+    columns = [name for name in rows.column_names if labels or name != "labels"]
+    wanted = rows.select_columns(columns)
     return [
         tokenizer.pad(
-            unlabelled.select(order[start : start + batch_size])[:], return_tensors="pt"
+            wanted.select(order[start : start + batch_size])[:], return_tensors="pt"
         )
         for start in range(0, len(rows), batch_size)
     ]
@@ -315,17 +324,101 @@ def fine_tune(
         "transformers": transformers.__version__,
     }
     key = cache_key(inputs, train)
-    root = cache or Path(os.environ.get("DRONE_CACHE", DEFAULT_CACHE))
-    folder = root / key[:20]
+    folder = _cache_folder(cache, key)
     cached = folder.is_dir()
     if cached:
         print(f"cache hit: {encoder} on {task}, seed {seed}, key {key[:12]}")
     else:
+        rows_ = tokenize(train, tokenizer, task, recipe.max_length)
         with _own_randomness():
-            _train(model, tokenizer, train, task, seed, recipe, bf16, folder, inputs)
+            _train(model, tokenizer, rows_, f"fine-tune on {task}", folder, inputs)
     record = _read_record(folder, inputs)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return FineTuned(model.eval(), tokenizer, key, record["seconds"], cached)
+
+
+def retrain(
+    model: PreTrainedModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    teacher: PreTrainedModel | None = None,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    cache: Path | None = None,
+) -> FineTuned:
+    """Train a model on, such as a compressed one; its low-rank factors stay low-rank.
+
+    Args:
+        model: a classifier or regression; it is left as it was.
+        rows: of the training split, from `tokenize`.
+        tokenizer: pads each batch.
+        teacher: learn its outputs instead of the labels. Classes: the cross-entropy
+            to its probabilities, both softened by the temperature 2. One output: the
+            squared difference. Its outputs are computed once, before the training.
+        seed: of the order of the batches and dropout.
+        recipe: the hyperparameters (its `max_length` is the rows'); None: the defaults.
+        cache: as in `fine_tune`; the key holds the weights the training starts from
+            and the teacher's outputs too.
+
+    Returns:
+        A trained copy in eval mode.
+
+    Raises:
+        ValueError: the teacher has another number of outputs; a damaged file in the
+            cache.
+    """
+    recipe = recipe or Recipe()
+    if teacher is not None:
+        logits = predict(teacher, rows, tokenizer)
+        outputs = model.config.num_labels
+        if logits.shape[1] != outputs:
+            raise ValueError(
+                f"the teacher has {logits.shape[1]} outputs, the model {outputs}."
+            )
+        rows = rows.add_column(SOFT_TARGETS, logits.tolist())
+    inputs = {
+        "format": FORMAT_VERSION,
+        "start": tensors_sha256(model.state_dict()),
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "bfloat16": bfloat16_gains(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    key = cache_key(inputs, rows)
+    folder = _cache_folder(cache, key)
+    cached = folder.is_dir()
+    trained = copy.deepcopy(model)
+    if cached:
+        print(f"cache hit: retrained, seed {seed}, key {key[:12]}")
+    else:
+        with _own_randomness():
+            _train(trained, tokenizer, rows, "retrain", folder, inputs)
+    record = _read_record(folder, inputs)
+    trained.load_state_dict(load_file(folder / "model.safetensors"))
+    return FineTuned(trained.eval(), tokenizer, key, record["seconds"], cached)
+
+
+class _SoftTrainer(Trainer):
+    """Learns a teacher's outputs, which the rows carry, instead of the labels."""
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any
+    ) -> Tensor:
+        soft = inputs.pop(SOFT_TARGETS)
+        inputs.pop("labels")
+        logits = model(**inputs).logits
+        if logits.shape[-1] == 1:
+            return F.mse_loss(logits, soft)
+        target = (soft / TEMPERATURE).softmax(-1)
+        # times T²: the gradient's size does not depend on the temperature
+        return TEMPERATURE**2 * F.cross_entropy(logits / TEMPERATURE, target)
+
+
+def _cache_folder(cache: Path | None, key: str) -> Path:
+    root = cache or Path(os.environ.get("DRONE_CACHE", DEFAULT_CACHE))
+    return root / key[:20]
 
 
 def _read_record(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,18 +441,16 @@ def _read_record(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    train: Dataset,
-    task: str,
-    seed: int,
-    recipe: Recipe,
-    bf16: bool,
+    rows: Dataset,
+    title: str,
     folder: Path,
     inputs: Mapping[str, Any],
 ) -> None:
     """Train and write `folder` whole; checkpoints wait beside it until then."""
+    recipe, seed = Recipe(**inputs["recipe"]), inputs["seed"]
     checkpoints = folder.with_name(folder.name + ".checkpoints")
     checkpoints.mkdir(parents=True, exist_ok=True)
-    steps = -(-len(train) // recipe.batch_size) * recipe.epochs
+    steps = -(-len(rows) // recipe.batch_size) * recipe.epochs
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=recipe.epochs,
@@ -367,7 +458,7 @@ def _train(
         learning_rate=recipe.learning_rate,
         warmup_steps=round(recipe.warmup * steps),
         weight_decay=recipe.weight_decay,
-        bf16=bf16,
+        bf16=inputs["bfloat16"],
         seed=seed,
         save_strategy="epoch",
         save_total_limit=1,
@@ -376,14 +467,16 @@ def _train(
         logging_strategy="no",
         train_sampling_strategy="group_by_length",
         dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,  # the soft targets are no input of the model
     )
     set_seed(seed)
-    trainer = Trainer(
+    kind = _SoftTrainer if SOFT_TARGETS in rows.column_names else Trainer
+    trainer = kind(
         model=model,
         args=arguments,
-        train_dataset=tokenize(train, tokenizer, task, recipe.max_length),
+        train_dataset=rows,
         data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[_Progress(f"fine-tune on {task}")],
+        callbacks=[_Progress(title)],
     )
     trainer.remove_callback(PrinterCallback)  # it would print a dict at the end
     started = time.perf_counter()

@@ -1,5 +1,6 @@
 """Fine-tuning and its cache, with a tiny random model and MiniLM's real tokenizer."""
 
+import copy
 import json
 import random
 from collections.abc import Callable
@@ -23,8 +24,8 @@ from transformers import (
     TrainerCallback,
 )
 
-from drone import calibrate, models, training
-from drone.training import METRICS, FineTuned, Recipe, fine_tune
+from drone import LowRankLinear, calibrate, compress, models, training
+from drone.training import METRICS, FineTuned, Recipe, fine_tune, retrain
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, max_length=32)
 Tune = Callable[..., FineTuned]
@@ -234,7 +235,7 @@ def test_the_environment_names_the_cache(
     tune: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DRONE_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(training, "_train", lambda *_: pytest.fail(str(_[7])))
+    monkeypatch.setattr(training, "_train", lambda *_: pytest.fail(str(_[4])))
     with pytest.raises(pytest.fail.Exception) as error:
         tune(cache=None)
     assert str(tmp_path / "other") in str(error.value)
@@ -535,3 +536,108 @@ def test_the_other_tasks_are_scored_by_accuracy(task: str) -> None:
 
 def test_every_task_has_a_metric() -> None:
     assert set(METRICS) == set(training.data.TASKS)
+
+
+# --- retraining a compressed model -----------------------------------------------
+
+
+@pytest.fixture
+def small(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with one low-rank layer."""
+    return compress(model, {"bert.encoder.layer.0.intermediate.dense": 4})
+
+
+@pytest.fixture
+def again(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> Callable[..., FineTuned]:
+    def again(model: PreTrainedModel, **changes: Any) -> FineTuned:
+        options = {"recipe": RECIPE, "cache": tmp_path / "cache"} | changes
+        return retrain(model, options.pop("rows", rows), tokenizer, **options)
+
+    return again
+
+
+def test_labels_are_kept_when_asked_for_and_stay_with_their_rows(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    pairs = [
+        (row[real == 1].tolist(), label)
+        for batch in training.batches(rows, tokenizer, 2, labels=True)
+        for row, real, label in zip(
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["labels"].tolist(),
+            strict=True,
+        )
+    ]
+    given = list(zip(rows["input_ids"], rows["labels"], strict=True))
+    assert sorted(pairs) == sorted(given)
+
+
+def test_retraining_trains_the_thin_factors_of_a_copy(
+    small: PreTrainedModel, again: Callable[..., FineTuned]
+) -> None:
+    before = {k: v.clone() for k, v in small.state_dict().items()}
+    found = again(small)
+    layer = found.model.bert.encoder.layer[0].intermediate.dense
+    assert isinstance(layer, LowRankLinear) and layer.rank == 4
+    assert not torch.equal(
+        layer.left, small.bert.encoder.layer[0].intermediate.dense.left
+    )
+    assert equal(before, small.state_dict())  # the one given is left as it was
+    assert not found.model.training and not found.cached
+
+
+def test_retraining_is_cached_by_the_weights_it_starts_from_and_by_the_teacher(
+    small: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    again: Callable[..., FineTuned],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, hit = again(small), again(small)
+    assert hit.cached and equal(weights(first), weights(hit))
+    assert "cache hit" in capsys.readouterr().out
+    torch.manual_seed(1)
+    teachers = [tiny(tokenizer, 2), tiny(tokenizer, 2)]
+    other = copy.deepcopy(small)
+    other.classifier.bias.data += 1
+    found = [again(other), again(small, seed=1)]
+    found += [again(small, teacher=teacher) for teacher in teachers]
+    assert len({first.key, *(each.key for each in found)}) == 5
+    assert not any(each.cached for each in found)
+
+
+def test_a_learning_rate_of_nothing_changes_nothing(
+    small: PreTrainedModel, again: Callable[..., FineTuned]
+) -> None:
+    recipe = Recipe(epochs=1, batch_size=2, learning_rate=0.0)
+    assert equal(weights(again(small, recipe=recipe)), small.state_dict())
+
+
+@pytest.mark.parametrize("outputs", [2, 3, 1])
+def test_a_student_comes_to_say_what_its_teacher_says_whatever_the_labels(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    again: Callable[..., FineTuned],
+    outputs: int,
+) -> None:
+    teacher, student = tiny(tokenizer, outputs), tiny(tokenizer, outputs)
+    teacher.classifier.weight.data *= 20  # clear opinions
+    recipe = Recipe(epochs=40, batch_size=5, learning_rate=3e-3)
+    found = again(student, teacher=teacher, recipe=recipe).model
+    told, says, said = (
+        training.predict(m, rows, tokenizer) for m in (teacher, found, student)
+    )
+    if outputs > 1:  # a softmax forgives what all logits share
+        told, says, said = (x - x.mean(1, keepdims=True) for x in (told, says, said))
+    assert np.abs(says - told).max() < 0.2 * np.abs(said - told).max()
+
+
+def test_a_teacher_with_other_outputs_is_refused(
+    small: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    again: Callable[..., FineTuned],
+) -> None:
+    with pytest.raises(ValueError, match="the teacher has 3 outputs, the model 2"):
+        again(small, teacher=tiny(tokenizer, 3))
