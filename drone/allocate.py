@@ -1,9 +1,10 @@
 """Rivals of Algorithm 2: each is a path from the smallest model to the dense one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from scipy.optimize import LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from drone.attention import AttentionFactorization
@@ -79,50 +80,69 @@ def greedy(costs: Costs, errors: Mapping[str, np.ndarray]) -> list[Ranks]:
     return path
 
 
-def latency(costs: Costs, increases: Mapping[str, np.ndarray]) -> list[Ranks]:
-    """Choose the ranks with the least loss within a number of measured seconds.
+class LatencyPath(Sequence[Ranks]):
+    """Ranks with the least loss within a number of measured seconds, for each of many.
 
     For each of `LATENCIES` times T, from the shortest possible to the dense model's:
     min Σ increase(module, rank) subject to Σ seconds(module, rank) ≤ T, one rank a
-    module. A multiple-choice knapsack, solved exactly by scipy's integer programs.
-
-    Args:
-        costs: of the modules.
-        increases: {name: (ranks + 1,) loss each rank costs on its own, 0 for dense}.
-
-    Returns:
-        As `uniform`.
+    module. A multiple-choice knapsack, solved by scipy's integer programs when asked
+    for; the least loss is exact to the solver's tolerance of 1e-6.
     """
-    names = list(costs.modules)
-    # One 0-1 variable for each module and each of its options.
-    variables = [
-        (name, option)
-        for name, module in costs.modules.items()
-        for option in range(len(module.seconds))
-    ]
-    seconds = np.array([costs.modules[n].seconds[o] for n, o in variables])
-    lost = np.array([increases[n][o] for n, o in variables])
-    owner = np.array([names.index(n) for n, _ in variables])
-    shape = (len(names), len(variables))
-    one_each = csr_array((np.ones(shape[1]), (owner, np.arange(shape[1]))), shape=shape)
-    shortest = sum(seconds[owner == i].min() for i in range(len(names)))
-    dense = sum(module.seconds[-1] for module in costs.modules.values())
-    path = []
-    for limit in np.linspace(shortest, dense, LATENCIES):
+
+    def __init__(self, costs: Costs, increases: Mapping[str, np.ndarray]) -> None:
+        """Set up the programs.
+
+        Args:
+            costs: of the modules.
+            increases: {name: (ranks + 1,) loss each rank costs alone, 0 for dense}.
+        """
+        self.costs = costs
+        names = list(costs.modules)
+        # One 0-1 variable for each module and each of its options.
+        self.variables = [
+            (name, option)
+            for name, module in costs.modules.items()
+            for option in range(len(module.seconds))
+        ]
+        self.seconds = np.array(
+            [costs.modules[n].seconds[o] for n, o in self.variables]
+        )
+        lost = np.array([increases[n][o] for n, o in self.variables])
+        owner = np.array([names.index(n) for n, _ in self.variables])
+        count = len(self.variables)
+        self.one_each = csr_array(
+            (np.ones(count), (owner, np.arange(count))), shape=(len(names), count)
+        )
+        shortest = sum(self.seconds[owner == i].min() for i in range(len(names)))
+        dense = sum(module.seconds[-1] for module in costs.modules.values())
+        self.limits = np.linspace(shortest, dense, LATENCIES)
+        # Of equal losses the faster; in units in which the solver's tolerances work.
+        self.price = lost / max(lost.max(), 1e-300) + 1e-7 * self.seconds / dense
+
+    def __len__(self) -> int:
+        """Return `LATENCIES`."""
+        return LATENCIES
+
+    def __getitem__(self, place: Any) -> Any:
+        """Solve for one of the times; the last is the dense model's."""
+        if not 0 <= place < LATENCIES:
+            raise IndexError(place)
+        if place == LATENCIES - 1:
+            return {}  # all dense fits, and nothing loses less
+        limit = self.limits[place]
         found = milp(
-            lost + 1e-9 * seconds / dense,  # of equal losses, the faster
-            integrality=np.ones(shape[1]),
-            bounds=(0, 1),
+            self.price,
+            integrality=np.ones(len(self.price)),
+            bounds=Bounds(0, 1),
             constraints=[
-                LinearConstraint(one_each, 1, 1),
-                LinearConstraint(seconds[None], ub=limit * (1 + 1e-9)),
+                LinearConstraint(self.one_each, 1, 1),
+                LinearConstraint(self.seconds[None] / limit, ub=1 + 1e-9),
             ],
+            options={"mip_rel_gap": 1e-6},
         )
         assert found.success, found.message  # the fastest options always fit
-        chosen = [v for v, x in zip(variables, found.x, strict=True) if x > 0.5]
-        path.append(_pick(costs, dict(chosen)))
-    path[-1] = {}  # all dense fits the last limit; nothing loses less
-    return path
+        chosen = zip(self.variables, found.x, strict=True)
+        return _pick(self.costs, dict(v for v, x in chosen if x > 0.5))
 
 
 def _pick(costs: Costs, options: Mapping[str, int]) -> Ranks:
@@ -132,3 +152,12 @@ def _pick(costs: Costs, options: Mapping[str, int]) -> Ranks:
         for name, module in costs.modules.items()
         if options[name] < len(module.ranks)
     }
+
+
+# Each takes costs and, for each module, what its ranks lose.
+PATHS: dict[str, Callable[[Costs, Mapping[str, np.ndarray]], Sequence[Ranks]]] = {
+    "uniform": uniform,
+    "energy": energy,
+    "greedy": greedy,
+    "latency": LatencyPath,
+}

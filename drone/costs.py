@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from drone.adapters import ATTENTION, attention_blocks, encoder_linears, module_named
 from drone.attention import (
+    AttentionFactorization,
     LowRankSelfAttention,
     attention_heads,
-    factorize_attention,
     query_and_key,
 )
 from drone.factorize import break_even_rank
@@ -23,7 +23,7 @@ from drone.moments import to_device
 from drone.timing import time_calls
 
 # Shares of the largest rank that saves multiply-adds.
-GRID = tuple(n / 12 for n in range(1, 13))
+GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ALIGNED = 8  # ranks are multiples of it: kernels work on blocks of so many numbers
 
 
@@ -154,7 +154,7 @@ def grid_ranks(largest: int, grid: Sequence[float] = GRID) -> tuple[int, ...]:
     """Turn shares of the largest rank into ranks, ascending, each once.
 
     Args:
-        largest: rank that still saves. Where it is 64 or more, ranks are rounded down
+        largest: rank that still saves. Where it is 32 or more, ranks are rounded down
             to multiples of 8.
         grid: shares in (0, 1].
 
@@ -163,7 +163,7 @@ def grid_ranks(largest: int, grid: Sequence[float] = GRID) -> tuple[int, ...]:
     """
     if not grid or not all(0 < share <= 1 for share in grid):
         raise ValueError(f"the grid is {list(grid)}; shares in (0, 1] are needed.")
-    step = ALIGNED if largest >= 8 * ALIGNED else 1
+    step = ALIGNED if largest >= 4 * ALIGNED else 1
     ranks = {max(step, int(share * largest + 1e-9) // step * step) for share in grid}
     return tuple(sorted(rank for rank in ranks if rank <= largest))
 
@@ -270,8 +270,12 @@ def _thin(module: nn.Module, rank: int) -> nn.Module:
         left = torch.randn(weight.shape[0], rank).to(weight)
         right = torch.randn(rank, weight.shape[1]).to(weight)
         return LowRankLinear(left, right, module.bias).eval()
-    query, key = query_and_key(module)
-    found = factorize_attention(query, key, attention_heads(module))
+    query, _ = query_and_key(module)
+    rows, dim = query.weight.shape
+    heads = attention_heads(module)
+    factor = torch.randn(heads, rows // heads, dim + 1, dtype=torch.float64) / dim
+    errors = torch.zeros(heads, rows // heads + 1, dtype=torch.float64)
+    found = AttentionFactorization(factor, factor, errors, query.weight.dtype)
     return LowRankSelfAttention.from_attention(module, rank, found)
 
 

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +32,7 @@ from drone.moments import calibrate, frozen
 from drone.storage import remember_ranks
 from drone.walk import Walk, input_name, mean_loss
 
-METHODS = ("drone", "uniform", "energy", "greedy", "latency")
+METHODS = ("drone", *allocate.PATHS)
 TARGETS = ("loss", "parameters", "multiply_adds", "latency")
 FORMAT_VERSION = 1
 
@@ -49,9 +50,7 @@ class RankPlan:
         ranks: {module name: rank}; a searched module that is not here stays dense.
         loss: of the compressed model on the search batches, evaluated afresh.
         dense_loss: of the dense model on the same batches.
-        predicted_speedup: from the modules' measured times.
-        weights_share: of the searched modules' weights, what is left. The same share of
-            their multiply-adds a token.
+        costs: of the modules at the ranks that were candidates, with their times.
         trace: one entry a trial, as made: `module`, `rank`, `loss`, `allowed`, `fits`.
             The dense model's has no module and no rank; a rival's trial of a whole
             model has no module, and as rank its place on the path.
@@ -67,8 +66,7 @@ class RankPlan:
     ranks: dict[str, int]
     loss: float
     dense_loss: float
-    predicted_speedup: float
-    weights_share: float
+    costs: Costs
     trace: list[dict[str, Any]]
     trials: int
     layer_forwards: int
@@ -111,6 +109,16 @@ class RankPlan:
         remember_ranks(small)
         return small
 
+    @property
+    def predicted_speedup(self) -> float:
+        """The dense model's time over the compressed one's, from measured modules."""
+        return self.costs.speedup(self.ranks)
+
+    @property
+    def weights_share(self) -> float:
+        """What is left of the searched modules' weights, and multiply-adds a token."""
+        return self.costs.weights(self.ranks) / self.costs.weights({})
+
     def table(self) -> pd.DataFrame:
         """Return the trace as a table, one row a trial."""
         return pd.DataFrame(self.trace)
@@ -118,7 +126,8 @@ class RankPlan:
     def to_json(self) -> str:
         """Write everything but the modules as text; `from_json` reads it back."""
         fields = {k: v for k, v in vars(self).items() if k != "modules"}
-        return json.dumps({"drone_plan": FORMAT_VERSION} | fields)
+        fields |= {"drone_plan": FORMAT_VERSION, "costs": self.costs.to_json()}
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> "RankPlan":
@@ -137,6 +146,7 @@ class RankPlan:
                 f"a plan of format {version}; {FORMAT_VERSION} is what this version of "
                 "drone reads."
             )
+        fields["costs"] = Costs.from_json(fields["costs"])
         return cls(**fields)
 
 
@@ -200,7 +210,7 @@ def search_ranks(
     if not batches:
         raise ValueError("no batch to search on; at least one is needed.")
     book = _Trials(
-        trace, lambda: _key(model, batches, names, budget, grid, method, target)
+        trace, lambda: _key(model, batches, names, budget, list(grid), method, target)
     )
     with frozen(model):
         costs = _costs(model, batches, names, grid, times, book)
@@ -229,8 +239,7 @@ def search_ranks(
         ranks,
         loss,
         dense_loss,
-        costs.speedup(ranks),
-        costs.weights(ranks) / costs.weights({}),
+        costs,
         book.trace,
         len(book.trace),
         forwards + book.spared_layers,
@@ -402,7 +411,7 @@ def _along_a_path(
     }
     if method == "latency":
         errors = _increases(walk, costs, found, errors, dense_loss, book)
-    path = getattr(allocate, method)(costs, errors)
+    path = allocate.PATHS[method](costs, errors)
     forwards = walk.layer_forwards + len(walk.layers)  # and calibration
 
     def put(ranks: Mapping[str, int]) -> None:
@@ -465,22 +474,25 @@ def _increases(
 
 
 def _largest_within(
-    path: list[allocate.Ranks], costs: Costs, share: float, target: str
+    path: Sequence[allocate.Ranks], costs: Costs, share: float, target: str
 ) -> int:
-    """Return the last place on a path whose cost is at most a share of the dense's."""
+    """Return the last place on a path whose cost is at most a share of the dense's.
 
-    def left(ranks: Mapping[str, int]) -> float:
+    Costs never fall along a path, so bisection finds it.
+    """
+
+    def left(place: int) -> float:
         if target == "latency":
-            return 1 / costs.speedup(ranks)
-        return costs.weights(ranks) / costs.weights({})
+            return 1 / costs.speedup(path[place])
+        return costs.weights(path[place]) / costs.weights({})
 
-    within = [i for i, ranks in enumerate(path) if left(ranks) <= share]
-    if not within:
+    count = bisect_right(range(len(path)), share, key=left)
+    if count == 0:
         raise ValueError(
-            f"the target is {share:.3g} of the {target}; with the smallest rank "
-            f"everywhere {min(map(left, path)):.3g} is left."
+            f"the target is {share:.3g} of the {target}; with the smallest ranks "
+            f"{left(0):.3g} is left."
         )
-    return within[-1]
+    return count - 1
 
 
 class _Trials:

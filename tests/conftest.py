@@ -1,5 +1,7 @@
 """Fixtures that several test files share: tiny models, a padded batch, a seed."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import settings
@@ -92,3 +94,33 @@ def padded_batch() -> dict[str, Tensor]:
     mask = (torch.arange(12) < torch.tensor([[12], [7], [3]])).long()
     ids = torch.randint(5, 100, (3, 12)) * mask + (1 - mask)
     return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture
+def task() -> Callable[..., list[dict[str, Tensor]]]:
+    """Makes batches a model is right about, so that compressing it raises the loss."""
+    return make_task
+
+
+def make_task(model: PreTrainedModel, seed: int = 0) -> list[dict[str, Tensor]]:
+    """Three padded batches of unlike sizes, labelled by the model's own predictions.
+
+    The head is shifted and scaled in place: both labels occur, and the loss is low."""
+    draw = torch.Generator().manual_seed(seed)
+    batches = []
+    for rows, length in [(6, 12), (3, 7), (8, 9)]:
+        lengths = torch.randint(3, length + 1, (rows, 1), generator=draw)
+        mask = (torch.arange(length) < lengths).long()
+        ids = torch.randint(5, 100, (rows, length), generator=draw)
+        batches.append({"input_ids": ids * mask + 1 - mask, "attention_mask": mask})
+    head = model.classifier
+    head = head if isinstance(head, nn.Linear) else head.out_proj
+    with torch.no_grad():
+        logits = torch.cat([model(**batch).logits for batch in batches])
+        margin = logits[:, 1] - logits[:, 0]
+        head.bias[1] -= margin.mean()
+        for parameter in (head.weight, head.bias):
+            parameter *= 4 / margin.std()
+        for batch in batches:
+            batch["labels"] = model(**batch).logits.argmax(1)
+    return batches

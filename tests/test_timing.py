@@ -1,13 +1,22 @@
 """Latency: warmed up, interleaved, paired; robust on a machine that is busy."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from drone import LatencyReport, LowRankLinear, compare_latency, multiply_adds
+from drone import (
+    LatencyReport,
+    LowRankLinear,
+    compare_latency,
+    multiply_adds,
+    profile_modules,
+)
+from drone.timing import time_calls
 
 
 class Model(nn.Module):
@@ -307,3 +316,226 @@ def test_zero_threads_are_refused():
 def test_a_model_without_parameters_can_be_timed():
     timed = compare_latency({"a": nn.ReLU().eval()}, {"input": torch.ones(2, 3)}, 2)
     assert timed.conditions["dtype"] == "float32"
+
+
+# --- plain calls -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("repeats", "warmup"), [(1, 3), (0, 0), (5, -1)], ids=str)
+def test_too_few_rounds_of_calls_are_refused_before_any_is_made(
+    log: list[str], repeats: int, warmup: int
+) -> None:
+    with pytest.raises(ValueError, match=f"repeats is {repeats} and warmup {warmup}"):
+        time_calls({"a": lambda: log.append("a")}, repeats, warmup)
+    assert not log
+
+
+def test_each_call_is_made_once_a_round_and_the_warm_up_is_not_returned(
+    log: list[str],
+) -> None:
+    calls = {name: lambda name=name: log.append(name) for name in "abc"}
+    found = time_calls(calls, repeats=6, warmup=2)
+    assert list(found) == ["a", "b", "c"]
+    assert all(times.shape == (6,) and (times > 0).all() for times in found.values())
+    orders = rounds(["", "", "", *log], 3)
+    assert len(orders) == 8
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+    assert len(set(orders)) > 1
+
+
+def test_a_call_takes_at_least_as_long_as_it_sleeps() -> None:
+    calls = {"long": lambda: time.sleep(0.02), "short": lambda: time.sleep(0.002)}
+    found = time_calls(calls, repeats=5, warmup=0)
+    assert (found["long"] >= 0.02).all() and (found["short"] >= 0.002).all()
+    assert np.median(found["short"]) < np.median(found["long"])
+
+
+def test_a_model_compared_with_itself_is_as_fast() -> None:
+    model = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256)).eval()
+    intervals = []
+    for seed in range(3):  # machines are busy
+        batch = {"input": torch.randn(64, 256)}
+        report = compare_latency({"a": model, "b": model}, batch, 40, seed=seed)
+        ratio, low, high = report.speedup("b", level=0.99)
+        assert low <= ratio <= high
+        intervals.append((low, high))
+        if low <= 1 <= high:
+            return
+    pytest.fail(f"no interval contains 1: {intervals}")
+
+
+def test_on_a_gpu_its_own_clock_counts_and_it_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing  # else the real one would raise
+            self.place: int | None = None
+
+        def record(self) -> None:
+            log.append("record")
+            self.place = len(log)
+
+        def elapsed_time(self, end: "Event") -> float:
+            assert log[-1] == "wait"  # until then the end has not been reached
+            assert log[self.place - 1 : end.place] == ["record", "call", "record"]
+            return 250.0  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    found = time_calls({"a": lambda: log.append("call")}, repeats=3, warmup=1)
+    assert found["a"].tolist() == [0.25, 0.25, 0.25]
+    assert log == ["wait", "record", "call", "record", "wait"] * 4
+
+
+# --- by kind of module -----------------------------------------------------------
+
+
+class Sleeper(nn.Module):
+    """Sleeps a known time of its own, and then runs its parts."""
+
+    def __init__(self, own: float, **parts: nn.Module) -> None:
+        super().__init__()
+        self.own = own
+        for name, part in parts.items():
+            self.add_module(name, part)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.own)
+        for part in self.children():
+            layers = part if isinstance(part, nn.ModuleList) else [part]
+            for layer in layers:
+                x = layer(x)
+        return x
+
+
+def sleeping() -> Sleeper:
+    """36 ms: 4 of its own, and of each of two layers 8, of their parts 6 and 2."""
+    layers = [
+        Sleeper(0.008, dense=Sleeper(0.006), part2=Sleeper(0.002)) for _ in range(2)
+    ]
+    return Sleeper(0.004, layer=nn.ModuleList(layers))
+
+
+def test_the_profile_says_where_the_time_goes_by_kind() -> None:
+    model, batch = sleeping(), {"x": torch.ones(1)}
+    expected = {
+        "Sleeper": (1, 4),
+        "layer.*": (2, 16),
+        "layer.*.dense": (2, 12),
+        "layer.*.part2": (2, 4),
+    }
+    found = []
+    for _ in range(3):  # sleeps are never shorter, and on a busy machine longer
+        table = profile_modules(model, batch, repeats=5, warmup=1)
+        assert list(table.index) == list(expected)  # as they first run
+        assert list(table.columns) == ["calls", "milliseconds", "share"]
+        own = {kind: milliseconds for kind, (_, milliseconds) in expected.items()}
+        assert table["calls"].to_dict() == {k: n for k, (n, _) in expected.items()}
+        assert all(table["milliseconds"][kind] >= own[kind] for kind in own)
+        close = all(table["milliseconds"][kind] < 1.25 * own[kind] + 1 for kind in own)
+        shares = table["share"].sum()
+        found.append((table["milliseconds"].to_dict(), shares))
+        if close and abs(shares - 1) < 0.05:
+            ratios = table["milliseconds"] / table["share"]
+            assert ratios.max() == pytest.approx(ratios.min())  # of one whole
+            return
+    pytest.fail(f"no profile was near the times slept: {found}")
+
+
+def test_only_numbers_in_names_become_stars_and_layers_are_counted(
+    tiny_bert: PreTrainedModel, padded_batch: dict[str, Tensor]
+) -> None:
+    table = profile_modules(tiny_bert, padded_batch, repeats=2, warmup=0)
+    calls = table["calls"].to_dict()
+    assert list(calls)[:2] == ["BertForSequenceClassification", "bert"]
+    assert calls["bert.encoder.layer.*"] == 2
+    assert calls["bert.encoder.layer.*.attention.self.query"] == 2
+    assert calls["bert.encoder"] == calls["classifier"] == 1
+    assert "bert.encoder.layer" not in calls  # a list is never called
+    assert (table["milliseconds"] >= 0).all() and (table["share"] >= 0).all()
+
+
+def test_a_module_called_twice_a_pass_is_counted_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a1 = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert torch.is_inference_mode_enabled()
+            return self.a1(self.a1(x))
+
+    table = profile_modules(Twice().eval(), {"x": torch.ones(1, 2)}, repeats=2)
+    assert table["calls"].to_dict() == {"Twice": 1, "a1": 2}
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(
+        len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()
+    )
+
+
+@pytest.mark.parametrize("at", [None, 1, 2, 5])
+def test_the_profile_leaves_no_hook_even_if_a_pass_fails(
+    log: list[str], batch: dict[str, Tensor], at: int | None
+) -> None:
+    model = Model("a", log)
+    model.fail_at = at
+    if at is None:
+        profile_modules(model, batch, repeats=2)
+    else:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            profile_modules(model, batch, repeats=2)
+    assert hooks(model) == 0
+
+
+def test_passes_without_hooks_run_in_between() -> None:
+    seen: list[int] = []
+
+    class Watch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(hooks(self))
+            return x
+
+    profile_modules(Watch().eval(), {"x": torch.ones(1)}, repeats=4, warmup=1)
+    pairs = [sorted(seen[i : i + 2]) for i in range(0, len(seen), 2)]
+    assert pairs == [[0, 2]] * 5
+
+
+def test_warm_up_passes_are_not_in_the_profile() -> None:
+    class Cold(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.passes = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes += 1
+            time.sleep(0.1 if self.passes <= 6 else 0)
+            return x
+
+    table = profile_modules(Cold().eval(), {"x": torch.ones(1)}, repeats=3, warmup=3)
+    assert table.loc["Cold", "milliseconds"] < 80
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.linear.train(), r"training mode; call its eval\(\) first"),
+        (lambda model: None, "repeats is 1 and warmup 2; at least 2 and 0"),
+    ],
+    ids=["training", "rounds"],
+)
+def test_a_profile_that_would_mislead_is_refused(
+    log: list[str],
+    batch: dict[str, Tensor],
+    change: Callable[[nn.Module], object],
+    message: str,
+) -> None:
+    model = Model("a", log)
+    change(model)
+    with pytest.raises(ValueError, match=message):
+        profile_modules(model, batch, repeats=1)
+    assert not log and hooks(model) == 0
