@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import combinations
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -355,7 +355,8 @@ def smallest_option(
     """Find the first of `count` options, by growing rank, whose loss is allowed.
 
     By bisection, from the guess outwards; that is right if the loss falls as the rank
-    grows. Where the losses seen do not, the options below are tried one by one.
+    grows. Where some loss seen is above that of a smaller rank, by δ at most, every
+    option is tried that may be allowed if losses can be out of order by δ.
 
     Args:
         count: options; option `count` is the dense module, which is always allowed.
@@ -378,13 +379,16 @@ def smallest_option(
             middle = (low + high) // 2
         seen[middle] = attempt(middle)
         low, high = (low, middle) if seen[middle] <= allowed else (middle, high)
-    losses = [seen[option] for option in sorted(seen) if option < count]
-    if any(less < more for less, more in pairwise(losses)):
-        for option in range(high):
-            if option not in seen:
-                seen[option] = attempt(option)
-            if seen[option] <= allowed:
-                return option, seen[option]
+    tried = [seen[option] for option in sorted(seen) if option < count]
+    disorder = max((b - a for a, b in combinations(tried, 2)), default=0.0)
+    for option in range(high):
+        if option not in seen:
+            above = max(seen[o] for o in seen if option < o < count)
+            if above - max(disorder, 0.0) > allowed:
+                continue  # so much out of order nothing was seen to be
+            seen[option] = attempt(option)
+        if seen[option] <= allowed:
+            return option, seen[option]
     return high, seen[high]
 
 

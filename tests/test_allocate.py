@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from drone import SecondMoment, allocate, factorize, factorize_attention
-from drone.allocate import Ranks, energy, greedy, latency, relative_errors, uniform
+from drone.allocate import (
+    LatencyPath,
+    Ranks,
+    energy,
+    greedy,
+    relative_errors,
+    uniform,
+)
 from drone.costs import Costs, ModuleCosts
 
 Errors = dict[str, np.ndarray]
@@ -254,17 +261,39 @@ def test_latency_is_as_good_as_the_best_of_all_combinations(
     problem: tuple[Costs, Errors],
 ) -> None:
     costs, increases = problem
-    path = [options(costs, ranks) for ranks in latency(costs, increases)]
+    path = [options(costs, ranks) for ranks in LatencyPath(costs, increases)]
     every = [sums(costs, increases, each) for each in product(range(3), repeat=3)]
     shortest = sum(min(m.seconds) for m in costs.modules.values())
     dense = sum(m.seconds[-1] for m in costs.modules.values())
     limits = np.linspace(shortest, dense, allocate.LATENCIES)
-    assert len(path) == len(limits) and path[-1] == (2, 2, 2)
+    assert len(path) == len(limits) == len(LatencyPath(costs, increases))
+    assert path[-1] == (2, 2, 2)
     for chosen, limit in zip(path, limits, strict=True):
         seconds, lost = sums(costs, increases, chosen)
         assert seconds <= limit + 1e-6
         assert lost == min(loss for time, loss in every if time <= limit + 1e-6)
     assert sums(costs, increases, path[0])[0] == shortest
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-3, 1e3], ids=str)
+@pytest.mark.parametrize("loss", [1e-6, 1.0], ids=str)
+def test_latency_does_not_depend_on_the_units(unit: float, loss: float) -> None:
+    rng = np.random.default_rng(3)
+    modules, increases = {}, {}
+    for name in "abc":
+        seconds = tuple((unit * np.sort(rng.uniform(0.1, 1, 4))).tolist())
+        modules[name] = ModuleCosts(name, (1, 2, 3), (1, 2, 3, 4), seconds)
+        lost = np.append(np.sort(rng.uniform(0.01, 1, 3))[::-1], 0)
+        increases[name] = loss * lost
+    costs = Costs(9 * unit, modules)
+    path = [options(costs, ranks) for ranks in LatencyPath(costs, increases)]
+    every = [sums(costs, increases, each) for each in product(range(4), repeat=3)]
+    first, last = (sums(costs, increases, each)[0] for each in ((0,) * 3, (3,) * 3))
+    for chosen, limit in zip(path, np.linspace(first, last, len(path)), strict=True):
+        seconds, lost = sums(costs, increases, chosen)
+        assert seconds <= limit * (1 + 1e-6)
+        best = min(loss for time, loss in every if time <= limit * (1 + 1e-9))
+        assert lost <= best + 1e-5 * loss
 
 
 def test_latency_by_hand() -> None:
@@ -274,7 +303,7 @@ def test_latency_by_hand() -> None:
     }
     increases = {"a": np.array([1.5, 2.0, 0.0]), "b": np.array([5.0, 2.5, 0.0])}
     costs = Costs(20.0, modules)
-    path = latency(costs, increases)
+    path = list(LatencyPath(costs, increases))
     seconds = [sums(costs, increases, options(costs, each))[0] for each in path]
     assert seconds == sorted(seconds)
     # (seconds, loss): a's first rank takes longer than its second, and loses less.
@@ -294,8 +323,8 @@ def test_a_module_without_ranks_stays_dense_on_every_path() -> None:
     fixed = ModuleCosts("b", (), (7,), (3.0,))
     costs = Costs(9.0, {"a": module, "b": fixed})
     errors = {"a": np.array([0.5, 0.0]), "b": np.array([0.0])}
-    for method in (uniform, energy, greedy, latency):
-        path = method(costs, errors)
+    for method in allocate.PATHS.values():
+        path = list(method(costs, errors))
         assert path[0] == {"a": 1} and path[-1] == {}
         assert {frozenset(ranks.items()) for ranks in path} == {
             frozenset({("a", 1)}),

@@ -137,8 +137,14 @@ def test_each_share_is_rounded_down_to_a_rank_and_no_rank_is_without_one(
         (384, tuple(range(32, 385, 32))),  # twelfths of 384 are whole: no step lost
     ],
 )
-def test_the_usual_grid_by_hand(largest: int, expected: tuple[int, ...]) -> None:
-    assert grid_ranks(largest) == expected
+def test_twelfths_by_hand(largest: int, expected: tuple[int, ...]) -> None:
+    assert grid_ranks(largest, [n / 12 for n in range(1, 13)]) == expected
+
+
+def test_the_usual_grid_is_tenths() -> None:
+    assert grid_ranks(10) == tuple(range(1, 11))
+    assert grid_ranks(400) == tuple(range(40, 401, 40))
+    assert grid_ranks(47) == (8, 16, 24, 32, 40)
 
 
 @pytest.mark.parametrize(
