@@ -39,12 +39,10 @@ def uniform(costs: Costs, errors: Mapping[str, np.ndarray]) -> list[Ranks]:
     Returns:
         Ranks from the smallest model to the dense one, costs never falling.
     """
-    steps = max(len(module.ranks) for module in costs.modules.values())
+    count = {name: len(module.ranks) for name, module in costs.modules.items()}
+    steps = max(*count.values(), 1)  # with no rank anywhere: dense, twice
     return [
-        _pick(
-            costs,
-            {n: -(-step * len(c.ranks) // steps) for n, c in costs.modules.items()},
-        )
+        _pick(costs, {name: -(-step * n // steps) for name, n in count.items()})
         for step in range(steps + 1)
     ]
 
@@ -55,10 +53,12 @@ def energy(costs: Costs, errors: Mapping[str, np.ndarray]) -> list[Ranks]:
     Args and result: as `uniform`. One entry for each share at which a rank changes.
     """
     levels = sorted({float(e) for each in errors.values() for e in each}, reverse=True)
-    return [
+    path = [
         _pick(costs, {n: int(np.argmax(errors[n] <= level)) for n in costs.modules})
         for level in levels
     ]
+    # Where a rank makes no error at all, the dense module is never needed; add it.
+    return [*path, {}] if path[-1] else path
 
 
 def greedy(costs: Costs, errors: Mapping[str, np.ndarray]) -> list[Ranks]:

@@ -86,7 +86,7 @@ def compress(
             weight that is not finite. The message names the module.
     """
     for name, rank in ranks.items():
-        _check(model, ranks, name, rank)
+        check_module(model, ranks, name, rank)
     if sequential != (batches is not None):
         raise ValueError("sequential=True and batches go together; give both or none.")
     if sequential and not (moments is None and factorizations is None):
@@ -107,8 +107,14 @@ def compress(
     return small
 
 
-def _check(model: nn.Module, ranks: Mapping[str, int], name: str, rank: int) -> None:
-    """Refuse a module that cannot be replaced, or not at this rank."""
+def check_module(
+    model: nn.Module, ranks: Mapping[str, int], name: str, rank: int
+) -> None:
+    """Refuse a module that cannot be replaced, or not at this rank, or twice.
+
+    Raises:
+        ValueError: as `compress`.
+    """
     module = module_named(model, name)
     if isinstance(module, nn.Linear):
         check_rank(rank, min(module.weight.shape), where=name)

@@ -204,10 +204,10 @@ def measure(
         inputs = _inputs(model, modules, batch)
         for name, module in modules.items():
             args, kwargs = inputs[name]
-            kinds[name] = kind = _kind(module, args[0])
-            if kind in ranks:
-                continue
             try:
+                kinds[name] = kind = _kind(module, args[0])
+                if kind in ranks:
+                    continue
                 ranks[kind] = grid_ranks(largest_rank(module), grid)
                 thins = [_thin(module, rank) for rank in ranks[kind]]
             except ValueError as error:

@@ -4,7 +4,6 @@ import copy
 import hashlib
 import json
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from drone import allocate, progress
 from drone.attention import AttentionFactorization
 from drone.compress import (
+    check_module,
     compress,
     factorize_module,
     factorize_modules,
@@ -103,9 +103,9 @@ class RankPlan:
             )
         small = copy.deepcopy(model)
         for name, module in self.modules.items():
-            new = copy.deepcopy(module)
-            small.set_submodule(name, new)
-            new.train(model.get_submodule(name).training)
+            small.set_submodule(name, copy.deepcopy(module))
+        for name, module in small.named_modules():  # the search ran in eval mode
+            module.training = model.get_submodule(name).training
         remember_ranks(small)
         return small
 
@@ -139,15 +139,15 @@ class RankPlan:
         try:
             fields = json.loads(text)
             version = fields.pop("drone_plan")
+            if version == FORMAT_VERSION:
+                fields["costs"] = Costs.from_json(fields["costs"])
+                return cls(**fields)
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"no plan written by to_json ({error!r}).") from error
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"a plan of format {version}; {FORMAT_VERSION} is what this version of "
-                "drone reads."
-            )
-        fields["costs"] = Costs.from_json(fields["costs"])
-        return cls(**fields)
+        raise ValueError(
+            f"a plan of format {version}; {FORMAT_VERSION} is what this version of "
+            "drone reads."
+        )
 
 
 def search_ranks(
@@ -207,8 +207,10 @@ def search_ranks(
     started = time.perf_counter()
     batches = list(batches)
     names = searchable(model) if modules is None else list(modules)
-    if not batches:
-        raise ValueError("no batch to search on; at least one is needed.")
+    if not batches or not names:
+        raise ValueError("at least one batch and one module are needed.")
+    for name in names:
+        check_module(model, dict.fromkeys(names, 1), name, 1)
     book = _Trials(
         trace, lambda: _key(model, batches, names, budget, list(grid), method, target)
     )
@@ -482,7 +484,7 @@ def _largest_within(
 ) -> int:
     """Return the last place on a path whose cost is at most a share of the dense's.
 
-    Costs never fall along a path, so bisection finds it.
+    Searched from above, place by place: measured times need not grow with the rank.
     """
 
     def left(place: int) -> float:
@@ -490,13 +492,13 @@ def _largest_within(
             return 1 / costs.speedup(path[place])
         return costs.weights(path[place]) / costs.weights({})
 
-    count = bisect_right(range(len(path)), share, key=left)
-    if count == 0:
-        raise ValueError(
-            f"the target is {share:.3g} of the {target}; with the smallest ranks "
-            f"{left(0):.3g} is left."
-        )
-    return count - 1
+    for place in reversed(range(len(path))):
+        if left(place) <= share:
+            return place
+    raise ValueError(
+        f"the target is {share:.3g} of the {target}; with the smallest ranks "
+        f"{left(0):.3g} is left."
+    )
 
 
 class _Trials:
@@ -512,17 +514,17 @@ class _Trials:
             self._read(path)
 
     def _read(self, path: Path) -> None:
-        lines = path.read_text().splitlines(keepends=True)
-        # A search that is killed can leave half a line; that trial is made again.
-        whole = [line for line in lines if line.endswith("\n")]
         try:
+            lines = path.read_text().splitlines(keepends=True)
+            # A search that is killed can leave half a line; that trial is made again.
+            whole = [line for line in lines if line.endswith("\n")]
             header, *trials = [json.loads(line) for line in whole]
             same = header["search"] == self.key
             self.costs = Costs.from_json(header["costs"])
             self.known = {
                 (t["module"], t["rank"]): (t["loss"], t["seconds"]) for t in trials
             }
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}: no trace of a search ({error!r}); delete it."
             ) from error

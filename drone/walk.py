@@ -142,14 +142,13 @@ class Walk:
         Raises:
             ValueError: a batch has no labels, or the model returns no loss.
         """
-        total, weight = 0.0, 0
+        pairs = []
         with self._from_here() as entering:
             for number, batch in enumerate(self.batches):
                 entering["number"] = number
-                loss, count = batch_loss(self.model, batch, number)
-                total, weight = total + loss * count, weight + count
+                pairs.append(batch_loss(self.model, batch, number))
         self.layer_forwards += len(self.layers) - self.number
-        return total / weight
+        return _mean(pairs)
 
     @contextmanager
     def _from_here(self) -> Iterator[dict[str, int]]:
@@ -195,7 +194,7 @@ def batch_loss(
     """Return a batch's mean loss, and over how many labels it is a mean.
 
     Raises:
-        ValueError: the batch has no labels, or the model returns no loss.
+        ValueError: the batch has no labels or only -100, or the model returns no loss.
     """
     labels = batch.get("labels")
     if labels is None:
@@ -203,8 +202,10 @@ def batch_loss(
     loss = getattr(model(**batch), "loss", None)
     if loss is None:
         raise ValueError(f"{type(model).__name__} returns no loss for batch {number}.")
-    # -100 marks what the loss leaves out
-    return float(loss.detach()), int((labels != -100).sum())
+    count = int((labels != -100).sum())  # -100 marks what the loss leaves out
+    if count == 0:
+        raise ValueError(f"batch {number}: every label is -100; there is no loss.")
+    return float(loss.detach()), count
 
 
 def mean_loss(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
@@ -219,4 +220,9 @@ def mean_loss(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
         batch_loss(model, to_device(batch, model), number)
         for number, batch in enumerate(batches)
     ]
+    return _mean(pairs)
+
+
+def _mean(pairs: list[tuple[float, int]]) -> float:
+    """Mean of batch losses, each with its weight; the same bits wherever it is used."""
     return sum(loss * count for loss, count in pairs) / sum(n for _, n in pairs)

@@ -148,8 +148,22 @@ def test_of_falling_losses_the_first_allowed_option_is_found_whatever_the_guess(
     assert len(set(attempt.made)) == len(attempt.made)
     halvings = ceil(log2(len(values) + 1))
     assert len(attempt.made) <= halvings + (0 if guess is None else 2)
-    if guess is not None and guess == first:
-        assert len(attempt.made) <= 2  # it and the one below
+
+
+@pytest.mark.parametrize("count", [1, 2, 13])
+def test_a_right_guess_needs_two_attempts_and_one_beside_it_few_more(
+    count: int,
+) -> None:
+    for first in range(count + 1):
+        values = [9.0] * first + [1.0] * (count - first)
+        for guess in range(max(first - 1, 0), min(first + 1, count) + 1):
+            attempt = Attempts(values)
+            assert smallest_option(count, attempt, 0.0, 5.0, guess)[0] == first
+            tried = min(guess, count - 1)  # of the dense module nothing is tried
+            assert attempt.made[0] == tried
+            assert all(abs(each - tried) == 1 for each in attempt.made[1:2])
+            if guess == first:
+                assert len(attempt.made) <= 2
 
 
 @given(losses, st.integers(0, 30), guesses)
@@ -188,6 +202,8 @@ def test_a_rise_that_bisection_sees_sends_it_to_the_lower_options_it_may_fit() -
     # At 7 it is 5, at 3 it is 1: by 4 out of order, 0 may be below 6 by as much.
     assert smallest_option(15, attempt, 0.0, 5.0) == (0, 4.0)
     assert attempt.made == [7, 3, 1, 2, 0]
+    attempt = Attempts([5.0, *falling[1:]])  # the limit itself is allowed
+    assert smallest_option(15, attempt, 0.0, 5.0) == (0, 5.0)
     attempt = Attempts([4.0, 9.5, *falling[2:]])
     assert smallest_option(15, attempt, 0.0, 5.0) == (3, 1.0)
     assert attempt.made == [7, 3, 1, 2]  # by 4 below 9.5 is not enough
@@ -406,6 +422,21 @@ def test_ranks_measured_no_faster_are_not_tried_unless_numbers_are_the_target(
         tiny_bert, batches, least, times=times, method="uniform", target="parameters"
     )
     assert plan.ranks == smallest
+
+
+def test_each_module_is_first_tried_where_the_last_of_its_kind_ended(
+    family: PreTrainedModel, task: Task
+) -> None:
+    batches, times = task(family), made_times(family, FINE)
+    plan = search_ranks(family, batches, 0.1, times=times)
+    ended: dict[str, int] = {}
+    for name in as_they_run(family):
+        module = times.modules[name]
+        first = next(t["rank"] for t in plan.trace if t["module"] == name)
+        middle = (len(module.ranks) - 1) // 2
+        place = min(ended.get(module.kind, middle), len(module.ranks) - 1)
+        assert first == module.ranks[place]
+        ended[module.kind] = module.option(plan.ranks.get(name))
 
 
 def test_only_the_named_modules_are_searched_in_the_order_they_run(
@@ -945,3 +976,91 @@ def test_a_model_whose_loss_is_never_the_same_is_refused(
         search_ranks(
             tiny_bert, batches, 0.0, times=made_times(tiny_bert), method=method
         )
+
+
+# --- awkward requests ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_modules_named_twice_or_not_at_all_are_refused(
+    tiny_bert: PreTrainedModel, task: Task, method: str
+) -> None:
+    batches = task(tiny_bert)
+    block = next(iter(attention_blocks(tiny_bert)))
+    for names, message in [
+        ([], "at least one batch and one module"),
+        ([block, f"{block}.query"], r"self\.query has a rank, and so has its block"),
+        (["bert.embeddings.LayerNorm"], r"LayerNorm is a LayerNorm; a Linear or"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            search_ranks(tiny_bert, batches, 0.1, modules=names, method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_of_which_no_rank_is_faster_stays_dense(
+    tiny_bert: PreTrainedModel, task: Task, method: str
+) -> None:
+    times = made_times(tiny_bert)
+    slow = {
+        name: replace(m, seconds=(2.0,) * len(m.ranks) + (1.0,))
+        for name, m in times.modules.items()
+    }
+    plan = search_ranks(
+        tiny_bert, task(tiny_bert), 0.1, times=Costs(50.0, slow), method=method
+    )
+    assert plan.ranks == {} and plan.loss == plan.dense_loss
+
+
+def test_a_weight_of_zeros_can_be_searched_by_energy(
+    tiny_bert: PreTrainedModel, task: Task
+) -> None:
+    for linear in encoder_linears(tiny_bert).values():
+        linear.weight.data.zero_()
+    plan = search_ranks(
+        tiny_bert, task(tiny_bert), 0.0, times=made_times(tiny_bert), method="energy"
+    )
+    assert plan.loss <= plan.dense_loss
+
+
+def test_labels_that_all_say_nothing_are_refused(
+    tiny_bert: PreTrainedModel, task: Task
+) -> None:
+    batches = task(tiny_bert)
+    batches[1]["labels"] = torch.full_like(batches[1]["labels"], -100)
+    with pytest.raises(ValueError, match="batch 1: every label is -100"):
+        search_ranks(tiny_bert, batches, 0.1, times=made_times(tiny_bert))
+
+
+def test_half_a_plan_and_a_binary_trace_are_refused(
+    tiny_bert: PreTrainedModel, task: Task, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="no plan written by to_json"):
+        RankPlan.from_json('{"drone_plan": 1}')
+    trace = tmp_path / "trace"
+    for content in (b"\xff\xfe\x00\n", b'{"search": "", "costs": "[]"}\n'):
+        trace.write_bytes(content)
+        with pytest.raises(ValueError, match="no trace of a search"):
+            search_ranks(tiny_bert, task(tiny_bert), 0.1, trace=trace)
+        assert trace.read_bytes() == content
+
+
+def test_the_modes_inside_a_block_are_kept(
+    tiny_bert: PreTrainedModel, task: Task
+) -> None:
+    block = next(iter(attention_blocks(tiny_bert)))
+    plan = search_ranks(
+        tiny_bert, task(tiny_bert), 9.0, times=made_times(tiny_bert), modules=None
+    )
+    assert block in plan.ranks
+    tiny_bert.get_submodule(f"{block}.dropout").train()
+    small = plan.apply(tiny_bert)
+    assert small.get_submodule(f"{block}.dropout").training
+    assert not small.get_submodule(block).training
+
+
+def test_the_last_place_within_a_target_is_found_where_times_do_not_grow() -> None:
+    ranks = (1, 2, 3, 4)
+    seconds = (0.60, 0.65, 0.90, 0.66, 1.0)
+    costs = Costs(1.0, {"m": ModuleCosts("k", ranks, (1, 2, 3, 4, 5), seconds)})
+    path = [{"m": rank} for rank in ranks] + [{}]
+    assert search._largest_within(path, costs, 0.7, "latency") == 3
