@@ -909,7 +909,7 @@ def test_batches_that_will_not_do_are_refused(
             yield {k: v for k, v in batch.items() if number != 1 or k != key}
 
     for bad, message in [
-        ([], "no batch to search on"),
+        ([], "at least one batch and one module"),
         (without("labels"), "batch 1 has no labels"),
         (without("attention_mask"), "batch 1 has input_ids and no attention_mask"),
     ]:
