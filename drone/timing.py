@@ -208,17 +208,20 @@ def _own_times(model: nn.Module) -> Iterator[dict[str, list[float]]]:
     own: dict[str, list[float]] = {}
     running: list[list[float]] = []  # of each module entered: start, children's seconds
     handles = []
+    on_gpu = torch.cuda.is_available()  # asked once: the question itself takes time
 
     def watch(name: str, module: nn.Module) -> None:
         kind = re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
         def enter(*_: Any) -> None:
             own.setdefault(kind, [])
-            _synchronize()
+            if on_gpu:
+                torch.cuda.synchronize()
             running.append([time.perf_counter(), 0.0])
 
         def leave(*_: Any) -> None:
-            _synchronize()
+            if on_gpu:
+                torch.cuda.synchronize()
             start, children = running.pop()
             whole = time.perf_counter() - start
             own[kind].append(whole - children)
