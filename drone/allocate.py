@@ -1,6 +1,9 @@
 """Rivals of Algorithm 2: each is a path from the smallest model to the dense one."""
 
-from collections.abc import Callable, Mapping, Sequence
+import ctypes
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -130,19 +133,39 @@ class LatencyPath(Sequence[Ranks]):
         if place == LATENCIES - 1:
             return {}  # all dense fits, and nothing loses less
         limit = self.limits[place]
-        found = milp(
-            self.price,
-            integrality=np.ones(len(self.price)),
-            bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(self.one_each, 1, 1),
-                LinearConstraint(self.seconds[None] / limit, ub=1 + 1e-9),
-            ],
-            options={"mip_rel_gap": 1e-6},
-        )
+        with _silent_solver():
+            found = milp(
+                self.price,
+                integrality=np.ones(len(self.price)),
+                bounds=Bounds(0, 1),
+                constraints=[
+                    LinearConstraint(self.one_each, 1, 1),
+                    LinearConstraint(self.seconds[None] / limit, ub=1 + 1e-9),
+                ],
+                options={"mip_rel_gap": 1e-6},
+            )
         assert found.success, found.message  # the fastest options always fit
         chosen = zip(self.variables, found.x, strict=True)
         return _pick(self.costs, dict(v for v, x in chosen if x > 0.5))
+
+
+@contextmanager
+def _silent_solver() -> Iterator[None]:
+    """Keep what the solver prints from C, against its settings, out of a notebook."""
+    if os.name != "posix":
+        yield
+        return
+    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    flush = ctypes.CDLL(None).fflush  # what C has printed and not yet written
+    flush(None)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _pick(costs: Costs, options: Mapping[str, int]) -> Ranks:
