@@ -43,28 +43,29 @@ ATTENTION = {
 }
 
 
+# Where a model's layers are: a list of them whose name ends so.
+LAYER_LISTS = ("encoder.layer", "transformer.layer", "stack")
+
+
 def encoder_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Name the transformer layers of an encoder, in network order.
+    """Name the layers of an encoder or an LSTM language model, in network order.
 
     Raises:
-        ValueError: the model is not built like BERT, RoBERTa, MPNet or DistilBERT,
-            with a list `encoder.layer` or `transformer.layer`.
+        ValueError: the model is not built like BERT, RoBERTa, MPNet, DistilBERT or
+            `drone.lstm.LSTMLanguageModel`, with one of `LAYER_LISTS`.
     """
     for name, module in model.named_modules():
-        path = name.split(".")
-        if isinstance(module, nn.ModuleList) and path[-2:] in (
-            ["encoder", "layer"],
-            ["transformer", "layer"],
-        ):
+        ends = [f".{name}".endswith(f".{each}") for each in LAYER_LISTS]
+        if isinstance(module, nn.ModuleList) and any(ends):
             return {f"{name}.{i}": layer for i, layer in enumerate(module)}
     raise ValueError(
-        f"{type(model).__name__} has no list encoder.layer or transformer.layer; "
-        "name the modules yourself."
+        f"{type(model).__name__} has no list {', '.join(LAYER_LISTS)}; name the "
+        "modules yourself."
     )
 
 
 def encoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Name every `nn.Linear` of a transformer's encoder layers, in network order.
+    """Name every `nn.Linear` of a model's layers, in network order.
 
     The pooler and the task's head are not part of the encoder: they see one token a
     sentence and cost next to nothing.

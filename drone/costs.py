@@ -19,6 +19,7 @@ from drone.attention import (
 )
 from drone.factorize import break_even_rank
 from drone.layers import LowRankLinear, linear_multiply_adds
+from drone.lstm import Recurrent
 from drone.moments import to_device
 from drone.timing import time_calls
 
@@ -200,6 +201,7 @@ def measure(
     calls: dict[str, Callable[[], Any]] = {"whole": partial(model, **batch)}
     ranks: dict[str, tuple[int, ...]] = {}
     kinds: dict[str, str] = {}
+    times_made: dict[str, int] = {}  # in one pass, on the input that is timed
     with torch.inference_mode():
         inputs = _inputs(model, modules, batch)
         for name, module in modules.items():
@@ -208,6 +210,9 @@ def measure(
                 kinds[name] = kind = _kind(module, args[0])
                 if kind in ranks:
                     continue
+                if isinstance(module, Recurrent):  # made a step at a time
+                    times_made[kind] = args[0].shape[1]
+                    args = (args[0][:, 0].contiguous(),)
                 ranks[kind] = grid_ranks(largest_rank(module), grid)
                 thins = [_thin(module, rank) for rank in ranks[kind]]
             except ValueError as error:
@@ -220,7 +225,8 @@ def measure(
     for name, module in modules.items():
         kind = kinds[name]
         weights = (*(_weights(module, r) for r in ranks[kind]), _weights(module, None))
-        seconds = tuple(median[f"{kind}/{o}"] for o in range(len(weights)))
+        made = times_made.get(kind, 1)
+        seconds = tuple(made * median[f"{kind}/{o}"] for o in range(len(weights)))
         found[name] = ModuleCosts(kind, ranks[kind], weights, seconds)
     return Costs(median["whole"], found)
 
@@ -255,6 +261,8 @@ def _kind(module: nn.Module, x: Tensor) -> str:
     if isinstance(module, nn.Linear):
         bias = "" if module.bias is not None else ", no bias"
         size = f"{module.out_features}×{module.in_features}"
+        if isinstance(module, Recurrent):
+            bias += ", a step at a time,"
         return f"Linear {size}{bias} on {shape}"
     query, _ = query_and_key(module)
     return (

@@ -156,12 +156,12 @@ def factorize(
         return Factorization((left,), (sigma[:, None] * right,), errors, weight.dtype)
     second = _checked_moment(moment, matrix)
     if matrix.shape[0] <= matrix.shape[1]:
-        energy, vectors = _largest_first(output_moment(matrix, second))
+        energy, vectors = largest_first(output_moment(matrix, second))
         left, right = (vectors,), (vectors.T, matrix)
     else:
         # W = Q R: the left singular vectors of W X are Q times those of R X.
         basis, change, triangle = _thin_qr(matrix)
-        energy, vectors = _largest_first(output_moment(triangle, second))
+        energy, vectors = largest_first(output_moment(triangle, second))
         left, right = (basis, change @ vectors), (vectors.T @ triangle,)
     errors = tail_norms(energy.clamp_min(0).sqrt())  # rounding leaves tiny negatives
     return Factorization(left, right, errors, weight.dtype)
@@ -265,7 +265,7 @@ def _checked_moment(moment: SecondMoment | Tensor, weight: Tensor) -> Tensor:
     return second.to(weight.device)
 
 
-def _largest_first(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+def largest_first(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (n,) and eigenvectors (n, n), the largest first."""
     values, vectors = torch.linalg.eigh(symmetric)
     return values.flip(0), vectors.flip(1)

@@ -18,10 +18,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from drone.adapters import module_named
 from drone.attention import LowRankSelfAttention, attention_heads, query_and_key
+from drone.embedding import LowRankEmbedding
 from drone.files import whole_folder
 from drone.layers import LowRankLinear
+from drone.lstm import LSTMLanguageModel
 from drone.models import quiet
 
+LowRank = LowRankLinear | LowRankSelfAttention | LowRankEmbedding
 FORMAT_VERSION = 1
 METHOD = "drone"  # what config.json calls it
 
@@ -67,6 +70,7 @@ class DroneLoader(HfQuantizer):
         # Blocks first: they take over the other projections, by the same names.
         for name in sorted(names, key=lambda n: isinstance(_at(model, n), nn.Linear)):
             model.set_submodule(name, _skeleton(_at(model, name), name, names[name]))
+        untie_replaced(model)
         if checkpoint_files:
             _check_tensors(model, names, [Path(file) for file in checkpoint_files])
         return model
@@ -95,12 +99,12 @@ class DroneLoader(HfQuantizer):
 
 def low_rank_modules(
     model: nn.Module,
-) -> dict[str, LowRankLinear | LowRankSelfAttention]:
+) -> dict[str, LowRank]:
     """Name the modules that have been replaced, in network order."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, LowRankLinear | LowRankSelfAttention)
+        if isinstance(module, LowRank)
     }
 
 
@@ -110,8 +114,22 @@ def remember_ranks(model: nn.Module) -> None:
     With it, also a plain `save_pretrained`, or a checkpoint of Trainer, loads again.
     """
     if isinstance(model, PreTrainedModel) and low_rank_modules(model):
+        untie_replaced(model)
         ranks = {name: module.rank for name, module in low_rank_modules(model).items()}
         model.config.quantization_config = DroneConfig(ranks)
+
+
+def untie_replaced(model: nn.Module) -> None:
+    """Forget the ties of weights of which one is no longer there.
+
+    A decoder that shares the embedding's table is on its own once one of them is thin;
+    transformers would still look for the dense weight.
+    """
+    if isinstance(model, PreTrainedModel):
+        has = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        ties = model.all_tied_weights_keys
+        kept = {a: b for a, b in ties.items() if {a, b} <= has}
+        model.all_tied_weights_keys = kept
 
 
 def save(model: PreTrainedModel, folder: Path | str) -> None:
@@ -157,8 +175,10 @@ def load(folder: Path | str) -> PreTrainedModel:
     if described.get("quant_method") != METHOD:
         raise ValueError(f"{folder}: its config.json names no ranks; drone.save does.")
     (name,) = config.architectures
+    ours = name == LSTMLanguageModel.__name__  # transformers does not know it
+    kind: Any = LSTMLanguageModel if ours else getattr(transformers, name)
     with quiet():
-        model, info = getattr(transformers, name).from_pretrained(
+        model, info = kind.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
@@ -186,7 +206,7 @@ def _names_in(model: nn.Module, ranks: dict[str, int]) -> dict[str, int]:
     """Rename the modules if the folder is read as its encoder alone, or with a head."""
     prefix = f"{model.base_model_prefix}."
     has = dict(model.named_modules())
-    if all(name in has for name in ranks):
+    if not model.base_model_prefix or all(name in has for name in ranks):
         return ranks
     if any(name.startswith(prefix) for name in ranks):  # only the encoder is wanted
         kept = {n: k for n, k in ranks.items() if n.startswith(prefix)}
@@ -194,9 +214,7 @@ def _names_in(model: nn.Module, ranks: dict[str, int]) -> dict[str, int]:
     return {prefix + name: rank for name, rank in ranks.items()}
 
 
-def _skeleton(
-    dense: nn.Module, name: str, rank: int
-) -> LowRankLinear | LowRankSelfAttention:
+def _skeleton(dense: nn.Module, name: str, rank: int) -> LowRank:
     """Return a low-rank module in place of a dense one, its weights not read yet."""
     if isinstance(dense, nn.Linear):
         weight = dense.weight
@@ -204,6 +222,10 @@ def _skeleton(
         right = weight.new_empty(rank, dense.in_features)
         bias = None if dense.bias is None else torch.empty_like(dense.bias)
         return LowRankLinear(left, right, bias)
+    if isinstance(dense, nn.Embedding):
+        table = dense.weight.new_empty(dense.num_embeddings, rank)
+        right = dense.weight.new_empty(rank, dense.embedding_dim)
+        return LowRankEmbedding(table, right, dense.padding_idx)
     try:
         query, _ = query_and_key(dense)
     except ValueError as error:

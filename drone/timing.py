@@ -244,9 +244,16 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
     return int(sdpa_flop_count(query, key, value))
 
 
-# PyTorch's counter knows the fused attention kernels of a GPU, not that of a CPU.
-CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops
+def _lstm_flops(x: Any, weight_ih: Any, weight_hh: Any, *_: Any, **__: Any) -> int:
+    """All steps of one layer; each weight is multiplied once a step and sequence."""
+    weights = weight_ih[0] * weight_ih[1] + weight_hh[0] * weight_hh[1]
+    return int(2 * x[0] * x[1] * weights)
+
+
+# PyTorch's counter does not know what is fused for a CPU: attention, and an LSTM layer.
+CPU_KERNELS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
 }
 
 
@@ -255,7 +262,7 @@ def multiply_adds(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
 
     Counted by `torch.utils.flop_counter`, which counts two operations for each.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_KERNELS)
     with torch.inference_mode(), counter:
         model(**batch)
     return int(counter.get_total_flops()) // 2

@@ -250,7 +250,7 @@ class _Progress(TrainerCallback):
 
 
 @contextmanager
-def _own_randomness() -> Iterator[None]:
+def own_randomness() -> Iterator[None]:
     """Give the caller's random state back, so a cache hit leaves the same one."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
@@ -324,15 +324,15 @@ def fine_tune(
         "transformers": transformers.__version__,
     }
     key = cache_key(inputs, train)
-    folder = _cache_folder(cache, key)
+    folder = cache_folder(cache, key)
     cached = folder.is_dir()
     if cached:
         print(f"cache hit: {encoder} on {task}, seed {seed}, key {key[:12]}")
     else:
         rows_ = tokenize(train, tokenizer, task, recipe.max_length)
-        with _own_randomness():
+        with own_randomness():
             _train(model, tokenizer, rows_, f"fine-tune on {task}", folder, inputs)
-    record = _read_record(folder, inputs)
+    record = read_record(folder, inputs)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return FineTuned(model.eval(), tokenizer, key, record["seconds"], cached)
 
@@ -343,6 +343,7 @@ def retrain(
     tokenizer: PreTrainedTokenizerBase,
     *,
     teacher: PreTrainedModel | None = None,
+    logits: np.ndarray | None = None,
     seed: int = 0,
     recipe: Recipe | None = None,
     cache: Path | None = None,
@@ -356,6 +357,8 @@ def retrain(
         teacher: learn its outputs instead of the labels. Classes: the cross-entropy
             to its probabilities, both softened by the temperature 2. One output: the
             squared difference. Its outputs are computed once, before the training.
+        logits: the teacher's outputs themselves, (rows, outputs), from `predict`: for
+            a teacher with another tokenizer. Not together with `teacher`.
         seed: of the order of the batches and dropout.
         recipe: the hyperparameters (its `max_length` is the rows'); None: the defaults.
         cache: as in `fine_tune`; the key holds the weights the training starts from
@@ -365,16 +368,20 @@ def retrain(
         A trained copy in eval mode.
 
     Raises:
-        ValueError: the teacher has another number of outputs; a damaged file in the
-            cache.
+        ValueError: a teacher and logits too, another number of outputs or rows than
+            the model's and the data's; a damaged file in the cache.
     """
     recipe = recipe or Recipe()
+    if teacher is not None and logits is not None:
+        raise ValueError("a teacher and its logits: give one of them.")
     if teacher is not None:
         logits = predict(teacher, rows, tokenizer)
-        outputs = model.config.num_labels
-        if logits.shape[1] != outputs:
+    if logits is not None:
+        count, outputs = len(rows), model.config.num_labels
+        if logits.shape != (count, outputs):
             raise ValueError(
-                f"the teacher has {logits.shape[1]} outputs, the model {outputs}."
+                f"the teacher has {logits.shape[1]} outputs for {logits.shape[0]} "
+                f"rows, the model {outputs} for {count}."
             )
         rows = rows.add_column(SOFT_TARGETS, logits.tolist())
     inputs = {
@@ -387,15 +394,15 @@ def retrain(
         "transformers": transformers.__version__,
     }
     key = cache_key(inputs, rows)
-    folder = _cache_folder(cache, key)
+    folder = cache_folder(cache, key)
     cached = folder.is_dir()
     trained = copy.deepcopy(model)
     if cached:
         print(f"cache hit: retrained, seed {seed}, key {key[:12]}")
     else:
-        with _own_randomness():
+        with own_randomness():
             _train(trained, tokenizer, rows, "retrain", folder, inputs)
-    record = _read_record(folder, inputs)
+    record = read_record(folder, inputs)
     trained.load_state_dict(load_file(folder / "model.safetensors"))
     return FineTuned(trained.eval(), tokenizer, key, record["seconds"], cached)
 
@@ -416,12 +423,18 @@ class _SoftTrainer(Trainer):
         return TEMPERATURE**2 * F.cross_entropy(logits / TEMPERATURE, target)
 
 
-def _cache_folder(cache: Path | None, key: str) -> Path:
+def cache_folder(cache: Path | None, key: str) -> Path:
+    """Where a model of this key is kept: below `cache`, or the default folder."""
     root = cache or Path(os.environ.get("DRONE_CACHE", DEFAULT_CACHE))
     return root / key[:20]
 
 
-def _read_record(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def read_record(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what was kept beside a trained model, and check both.
+
+    Raises:
+        ValueError: the record or the model is damaged, or made from other inputs.
+    """
     path = folder / "record.json"
     try:
         record: dict[str, Any] = json.loads(path.read_text())

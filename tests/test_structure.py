@@ -17,8 +17,9 @@ ORDER = [
     {"files", "progress", "adapters", "agreement", "figures"},
     {"timing", "moments", "data", "models"},
     {"factorize", "records", "training"},
-    {"layers", "attention", "walk"},
-    {"storage", "costs"},
+    {"layers", "attention", "walk", "embedding"},
+    {"lstm", "quantize"},
+    {"storage", "costs", "language"},
     {"compress", "allocate"},
     {"search"},
 ]

@@ -639,5 +639,21 @@ def test_a_teacher_with_other_outputs_is_refused(
     tokenizer: PreTrainedTokenizerBase,
     again: Callable[..., FineTuned],
 ) -> None:
-    with pytest.raises(ValueError, match="the teacher has 3 outputs, the model 2"):
+    with pytest.raises(ValueError, match=r"the teacher has 3 outputs .* the model 2 "):
         again(small, teacher=tiny(tokenizer, 3))
+
+
+def test_logits_given_are_the_same_as_their_teacher(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    small: PreTrainedModel,
+    again: Callable[..., FineTuned],
+) -> None:
+    teacher = tiny(tokenizer, 2)
+    logits = training.predict(teacher, rows, tokenizer)
+    by_teacher, by_logits = again(small, teacher=teacher), again(small, logits=logits)
+    assert by_logits.key == by_teacher.key and by_logits.cached
+    with pytest.raises(ValueError, match="give one of them"):
+        again(small, teacher=teacher, logits=logits)
+    with pytest.raises(ValueError, match="for 3 rows"):
+        again(small, logits=logits[:3])

@@ -1,0 +1,391 @@
+"""LSTMs whose two products are modules of their own, so that each can be thin."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils.generic import ModelOutput
+
+from drone.factorize import factorize
+from drone.layers import LowRankLinear
+from drone.moments import SecondMoment
+
+State = tuple[Tensor, Tensor]  # h and c
+# PyTorch's kernel for CPUs (oneDNN) rearranges the weights at every call. Measured at
+# hidden 650 and 1500: 4 and 9 times slower than plain steps for one step, as fast at
+# about ten, faster at 35. So for fewer steps than this, plain ones.
+KERNEL_FROM = 16
+
+
+class Recurrent(nn.Linear):
+    """The product with h_{t-1}: made once a step, and timed so by `drone.costs`."""
+
+
+class LSTMLayer(nn.Module):
+    """One LSTM layer whose two products can be replaced by thin ones. Chapter 6.
+
+    (i, f, g, o) = W_ih x_t + W_hh h_{t-1} + b
+    c_t = σ(f) c_{t-1} + σ(i) tanh(g),  h_t = σ(o) tanh(c_t)
+
+    While `recurrent` is dense and there are many steps, PyTorch's own kernel runs
+    them; with a thin one, or few steps, they are made here. Both give what `nn.LSTM`
+    gives.
+
+    Attributes:
+        input: W_ih and b, (4·hidden, in). Its product is made for all steps at once.
+        recurrent: W_hh, (4·hidden, hidden), no bias.
+        dropout: of what enters, in training.
+        hidden: length of h.
+    """
+
+    def __init__(self, in_features: int, hidden: int, dropout: float = 0.0) -> None:
+        """Draw weights as `nn.LSTM` does; there is one bias instead of its two."""
+        super().__init__()
+        self.input: nn.Linear | LowRankLinear = nn.Linear(in_features, 4 * hidden)
+        self.recurrent: nn.Linear | LowRankLinear = Recurrent(
+            hidden, 4 * hidden, bias=False
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.hidden = hidden
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Run all steps.
+
+        Args:
+            x: (batch, steps, in).
+            state: h and c of the step before, each (batch, hidden); None: zeros.
+
+        Returns:
+            h of all steps, (batch, steps, hidden), and the last h and c.
+
+        Raises:
+            ValueError: a state of another shape.
+        """
+        x = self.dropout(x)
+        needed = (len(x), self.hidden)
+        if state is None:
+            zeros = x.new_zeros(needed)
+            state = (zeros, zeros)
+        if any(tuple(part.shape) != needed for part in state):
+            shapes = ", ".join(str(tuple(part.shape)) for part in state)
+            raise ValueError(f"the state has shapes {shapes}; {needed} is needed.")
+        few = x.shape[1] < KERNEL_FROM
+        if few or isinstance(self.recurrent, LowRankLinear):
+            output, last = _steps(self.input(x), state, self.recurrent)
+        else:
+            if _watched(self.input):
+                self.input(x)  # the kernel would not call it, and hooks not see x
+            output, last = _kernel(x, state, self.input, self.recurrent)
+        if _watched(self.recurrent):
+            self.recurrent(torch.cat([state[0][:, None], output[:, :-1]], dim=1))
+        return output, last
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether someone looks at what enters a module, as calibration does.
+
+    One who waits for the output too, as a profile does, would time a product that the
+    kernel has not made.
+    """
+    return bool(module._forward_pre_hooks) and not module._forward_hooks
+
+
+def _factors(product: nn.Linear | LowRankLinear) -> list[Tensor]:
+    """The matrices one multiplies with, the first one first: W, or R and then L."""
+    if isinstance(product, LowRankLinear):
+        return [product.right, product.left]
+    return [product.weight]
+
+
+def _kernel(
+    x: Tensor, state: State, input: nn.Linear | LowRankLinear, recurrent: nn.Linear
+) -> tuple[Tensor, State]:
+    """Run PyTorch's LSTM kernel. Of a thin W_ih = L R it gets L, and R x for x."""
+    *before, weight = _factors(input)
+    for factor in before:
+        x = F.linear(x, factor)
+    bias = input.bias
+    assert bias is not None  # `LSTMLayer` always has one
+    output, h, c = torch.lstm(
+        x,
+        (state[0][None], state[1][None]),
+        [weight, recurrent.weight, bias, torch.zeros_like(bias)],
+        has_biases=True,
+        num_layers=1,
+        dropout=0.0,
+        train=torch.is_grad_enabled(),  # there is no dropout in it
+        bidirectional=False,
+        batch_first=True,
+    )
+    return output, (h[0], c[0])
+
+
+def _steps(
+    gates: Tensor, state: State, recurrent: nn.Linear | LowRankLinear
+) -> tuple[Tensor, State]:
+    """Make the steps, given W_ih x + b of all of them: (batch, steps, 4·hidden)."""
+    factors = _factors(recurrent)
+    h, c = state
+    outputs = []
+    for at in gates.unbind(1):
+        product = h
+        for factor in factors:  # W_hh h, or L (R h): two thin products a step
+            product = F.linear(product, factor)
+        i, f, g, o = (at + product).chunk(4, dim=1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        outputs.append(h)
+    return torch.stack(outputs, dim=1), (h, c)
+
+
+class LowRankLSTM(nn.Module):
+    """What replaces an `nn.LSTM` in any model: same arguments, same results, thin.
+
+    Attributes:
+        layers: one `LSTMLayer` a layer.
+        batch_first: as in `nn.LSTM`.
+    """
+
+    def __init__(self, layers: list[LSTMLayer], batch_first: bool) -> None:
+        """Wrap layers; `from_lstm` makes them from an `nn.LSTM`."""
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.batch_first = batch_first
+
+    @classmethod
+    def from_lstm(
+        cls,
+        lstm: nn.LSTM,
+        ranks: Mapping[str, int],
+        moments: Mapping[str, SecondMoment] | None = None,
+    ) -> "LowRankLSTM":
+        """Replace the weights of an `nn.LSTM` by their best factors.
+
+        Args:
+            lstm: in one direction, without `proj_size`; it is left as it was.
+            ranks: {`weight_ih_l0`, `weight_hh_l0`, ...: rank}, the names `nn.LSTM`
+                gives them; a weight that is left out stays dense.
+            moments: of what each is multiplied with, by the same names: of x_t for
+                `weight_ih_l0`, of the h_t below for the layers above, of h_{t-1} for
+                `weight_hh`. None: plain SVD.
+
+        Raises:
+            ValueError: an LSTM of another kind, an unknown name, a rank that is not
+                allowed, a missing moment. The message names the weight.
+        """
+        if lstm.bidirectional or lstm.proj_size:
+            raise ValueError(
+                "an LSTM in one direction and without proj_size is needed."
+            )
+        names = [n for n, _ in lstm.named_parameters() if n.startswith("weight")]
+        unknown = sorted(set(ranks) - set(names))
+        if unknown:
+            raise ValueError(f"no weight {unknown[0]!r}; there are {', '.join(names)}.")
+        layers = []
+        for number in range(lstm.num_layers):
+            dropout = lstm.dropout if number else 0.0  # nn.LSTM's lies between layers
+            layer = _copied(lstm, number, dropout)
+            for kind, part in (("ih", "input"), ("hh", "recurrent")):
+                name = f"weight_{kind}_l{number}"
+                if name in ranks:
+                    dense = getattr(layer, part)
+                    if moments is not None and name not in moments:
+                        raise ValueError(f"{name}: there is no moment for it.")
+                    moment = None if moments is None else moments[name]
+                    try:
+                        found = factorize(dense.weight, moment)
+                        thin = LowRankLinear.from_linear(dense, ranks[name], found)
+                    except ValueError as error:
+                        raise ValueError(f"{name}: {error}") from error
+                    setattr(layer, part, thin)
+            layers.append(layer)
+        return cls(layers, lstm.batch_first).train(lstm.training)
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Run all layers.
+
+        Args:
+            x: (steps, batch, in), or (batch, steps, in) with `batch_first`.
+            state: h and c, each (layers, batch, hidden); None: zeros.
+
+        Returns:
+            h of the last layer at all steps, shaped as x is, and the last h and c.
+
+        Raises:
+            ValueError: x is no tensor of three dimensions (pad a packed sequence), or
+                the state is of another shape.
+        """
+        if not isinstance(x, Tensor) or x.ndim != 3:
+            shown = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x is {shown}; a tensor of three dimensions is needed.")
+        if state is not None and {len(part) for part in state} != {len(self.layers)}:
+            raise ValueError(f"a state of {len(self.layers)} layers is needed.")
+        x = x if self.batch_first else x.transpose(0, 1)
+        last = []
+        for number, layer in enumerate(self.layers):
+            own = None if state is None else (state[0][number], state[1][number])
+            x, new = layer(x, own)
+            last.append(new)
+        h, c = (torch.stack(parts) for parts in zip(*last, strict=True))
+        return x if self.batch_first else x.transpose(0, 1), (h, c)
+
+
+def _copied(lstm: nn.LSTM, number: int, dropout: float) -> LSTMLayer:
+    """Take one layer out of an `nn.LSTM`; its two biases become their sum."""
+    weights = {
+        name.removesuffix(f"_l{number}"): weight
+        for name, weight in lstm.named_parameters()
+        if name.endswith(f"_l{number}")
+    }
+    into = weights["weight_ih"]
+    with torch.random.fork_rng():  # what is drawn is overwritten
+        layer = LSTMLayer(into.shape[1], lstm.hidden_size, dropout).to(into)
+    assert layer.input.bias is not None  # every layer has one
+    with torch.no_grad():
+        *_, dense = _factors(layer.input)
+        dense.copy_(into)
+        *_, dense = _factors(layer.recurrent)
+        dense.copy_(weights["weight_hh"])
+        layer.input.bias.zero_()
+        for name in ("bias_ih", "bias_hh"):
+            if name in weights:
+                layer.input.bias.add_(weights[name])
+    return layer.requires_grad_(into.requires_grad)
+
+
+class Readout(nn.Module):
+    """From the last h to a score for every word: the end of the stack.
+
+    Attributes:
+        decoder: (words, hidden), with a bias.
+        dropout: of what enters, in training.
+    """
+
+    def __init__(self, hidden: int, words: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.decoder = nn.Linear(hidden, words)
+
+    def forward(self, x: Tensor, state: None = None) -> tuple[Tensor, None]:
+        """(batch, steps, hidden) → (batch, steps, words); it has no state."""
+        return self.decoder(self.dropout(x)), None
+
+
+class LSTMConfig(PreTrainedConfig):
+    """What config.json says of an LSTM language model."""
+
+    model_type = "drone-lstm"
+
+    def __init__(
+        self,
+        vocab_size: int = 10000,
+        hidden_size: int = 650,
+        num_layers: int = 2,
+        dropout: float = 0.5,
+        tie_word_embeddings: bool = False,
+        **others: Any,
+    ) -> None:
+        """Take the sizes: of the vocabulary, of h and of an embedding, and so on."""
+        super().__init__(**others)
+        self.tie_word_embeddings = tie_word_embeddings
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.dropout = dropout
+
+
+@dataclass
+class LanguageModelOutput(ModelOutput):
+    """What one pass gives.
+
+    Attributes:
+        loss: mean cross-entropy over the labels, in nats; None without labels.
+        logits: (batch, steps, words).
+        states: h and c of each layer after the last step.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    states: list[State] | None = None
+
+
+class LSTMLanguageModel(PreTrainedModel):
+    """Embedding, LSTM layers, decoder: Zaremba et al., 2014. Chapter 6.
+
+    Attributes:
+        embedding: (words, hidden).
+        stack: the LSTM layers and the readout, in order.
+    """
+
+    config_class = LSTMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+
+    def __init__(self, config: LSTMConfig) -> None:
+        """Draw all weights at random; seed PyTorch before, or use `language_model`."""
+        super().__init__(config)
+        hidden, words = config.hidden_size, config.vocab_size
+        self.embedding = nn.Embedding(words, hidden)
+        layers: list[nn.Module] = [
+            LSTMLayer(hidden, hidden, config.dropout) for _ in range(config.num_layers)
+        ]
+        readout = Readout(hidden, words, config.dropout)
+        self.stack = nn.ModuleList([*layers, readout])
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        nn.init.zeros_(readout.decoder.bias)
+        if config.tie_word_embeddings:
+            name = f"stack.{config.num_layers}.decoder.weight"
+            self._tied_weights_keys = {name: "embedding.weight"}
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Keep the weights `__init__` drew."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the embedding."""
+        return self.embedding
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        states: list[State] | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> LanguageModelOutput:
+        """Predict the word after each word.
+
+        Args:
+            input_ids: (batch, steps).
+            labels: (batch, steps), the next words; -100 is left out of the loss.
+            states: of an earlier pass, to go on from it; None: zeros.
+            attention_mask: not used: a text has no pads. `drone.calibrate` wants one.
+
+        Raises:
+            ValueError: states of another number of layers, or of other shapes.
+        """
+        count = len(self.stack) - 1  # the readout has no state
+        if states is not None and len(states) != count:
+            raise ValueError(f"states of {len(states)} layers; {count} are needed.")
+        x = self.embedding(input_ids)
+        last = []
+        carried: list[State | None] = [None] * count
+        if states is not None:
+            carried = [*states]
+        for layer, own in zip(self.stack, [*carried, None], strict=True):
+            x, state = layer(x, own)
+            last.append(state)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(x.flatten(0, 1), labels.flatten())
+        return LanguageModelOutput(loss, x, last[:-1])
+
+
+AutoConfig.register(LSTMConfig.model_type, LSTMConfig)
+AutoModelForCausalLM.register(LSTMConfig, LSTMLanguageModel)
