@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drone import progress
-from drone.files import check_sha256, sha256, tensors_sha256, whole_folder
+from drone.files import sha256, tensors_sha256, whole_folder
 from drone.lstm import LSTMConfig, LSTMLanguageModel, State
 from drone.moments import frozen
 from drone.training import bfloat16_gains, cache_folder, own_randomness, read_record
@@ -189,8 +189,10 @@ def perplexity(model: LSTMLanguageModel, ids: Tensor, batch_size: int = 10) -> f
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a language model is trained. AdamW, linear warm-up and decay to zero.
+    """How a language model is trained: gradient descent, clipped; Zaremba et al., 2014.
 
+    Plain steps, the same size for every weight: an adaptive rate moves the rows of rare
+    words far at each of their few occurrences, and soon knows the text by heart.
     Back-propagation is truncated: a gradient goes `steps` words back, the state on.
 
     Raises:
@@ -200,10 +202,9 @@ class Recipe:
     epochs: int = 10
     batch_size: int = 20
     steps: int = 35
-    learning_rate: float = 2e-3
-    warmup: float = 0.05  # share of all steps
-    weight_decay: float = 0.0
-    clip: float = 1.0  # largest norm of a gradient
+    learning_rate: float = 20.0
+    hold: float = 0.3  # share of all steps at this rate; then it falls linearly to 0
+    clip: float = 0.25  # largest norm of a gradient
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -302,13 +303,8 @@ def _train(
 ) -> None:
     """Train and write `folder` whole; checkpoints wait beside it until then."""
     checkpoints = folder.with_name(folder.name + ".checkpoints")
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    history = _resume(model, optimizer, checkpoints, inputs)
+    optimizer = torch.optim.SGD(model.parameters(), recipe.learning_rate)
+    history = _resume(model, checkpoints, inputs)
     for epoch in range(len(history), recipe.epochs):
         torch.manual_seed(1_000_003 * inputs["seed"] + epoch)
         started = time.perf_counter()
@@ -335,14 +331,6 @@ def _train(
         with whole_folder(new) as temporary:
             save_model(model, str(temporary / "model.safetensors"))
             record["sha256"] = sha256(temporary / "model.safetensors")
-            if not done:
-                state = {
-                    f"{number}/{name}": tensor
-                    for number, each in optimizer.state_dict()["state"].items()
-                    for name, tensor in each.items()
-                }
-                save_file(state, temporary / "optimizer.safetensors")
-                record["optimizer"] = sha256(temporary / "optimizer.safetensors")
             (temporary / "record.json").write_text(json.dumps(record, indent=2))
         for old in checkpoints.glob("epoch-*"):  # the last one is enough
             if old != new:
@@ -352,7 +340,6 @@ def _train(
 
 def _resume(
     model: LSTMLanguageModel,
-    optimizer: torch.optim.Optimizer,
     checkpoints: Path,
     inputs: Mapping[str, Any],
 ) -> list[dict[str, float]]:
@@ -363,12 +350,6 @@ def _resume(
     folder = found[-1]
     record = read_record(folder, inputs)
     load_model(model, folder / "model.safetensors")
-    check_sha256(folder / "optimizer.safetensors", record["optimizer"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_file(folder / "optimizer.safetensors").items():
-        number, _, name = key.partition("/")
-        state.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     print(f"goes on after epoch {len(record['history'])}")
     history: list[dict[str, float]] = record["history"]
     return history
@@ -421,8 +402,8 @@ def _exp(loss: float) -> float:
 
 
 def _learning_rate(step: int, steps: int, recipe: Recipe) -> float:
-    """Rise linearly to the largest rate, then fall linearly, to 0 after the last."""
-    rising = max(1, round(recipe.warmup * steps))
-    if step < rising:
-        return recipe.learning_rate * (step + 1) / rising
-    return recipe.learning_rate * (steps - step) / (steps - rising)
+    """Hold the rate, then let it fall linearly, to 0 after the last step."""
+    held = recipe.hold * steps
+    if step < held:
+        return recipe.learning_rate
+    return recipe.learning_rate * (steps - step) / (steps - held)
