@@ -273,6 +273,7 @@ def train(
     inputs = {
         "format": FORMAT_VERSION,
         "start": tensors_sha256(model.state_dict()),
+        "dropout": model.config.dropout,  # not among the weights
         "ids": tensors_sha256({"train": ids, "validation": validation}),
         "seed": seed,
         "recipe": asdict(recipe),

@@ -455,6 +455,8 @@ def test_the_key_changes_with_whatever_goes_into_the_training(
         "clip": 0.5,
     }
     assert set(different) == set(Recipe.__dataclass_fields__)
+    torch.manual_seed(0)
+    other_dropout = made(dropout=0.3)  # the same weights
     changes = [{"recipe": replace(one, **{k: v})} for k, v in different.items()]
     changes += [
         {"seed": 1},
@@ -462,6 +464,7 @@ def test_the_key_changes_with_whatever_goes_into_the_training(
         {"validation": corpus[:41]},
         {"model": made()},
         {"model": compress(made(), {"stack.0.recurrent": 2})},
+        {"model": other_dropout},
     ]
     found = [run(recipe=one), *(run(**({"recipe": one} | each)) for each in changes)]
     assert len({each.key for each in found}) == len(found)
