@@ -196,7 +196,7 @@ class Recipe:
     Back-propagation is truncated: a gradient goes `steps` words back, the state on.
 
     Raises:
-        ValueError: fewer than one epoch.
+        ValueError: fewer than one epoch, or a `hold` that is no share.
     """
 
     epochs: int = 10
@@ -209,6 +209,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}; at least 1.")
+        if not 0 <= self.hold <= 1:
+            raise ValueError(f"hold is {self.hold}; a share from 0 to 1.")
 
 
 @dataclass(frozen=True)

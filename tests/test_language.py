@@ -499,6 +499,33 @@ def test_the_learning_rate_is_held_and_then_falls_to_nothing(
     )
 
 
+@pytest.mark.parametrize(("clip", "clipped"), [(1e-3, True), (1e3, False)])
+def test_a_step_goes_down_the_gradient_and_no_further_than_the_clip(
+    run: Run,
+    corpus: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    clip: float,
+    clipped: bool,
+) -> None:
+    monkeypatch.setattr(language, "bfloat16_gains", lambda: False)
+    start = made(dropout=0.0)
+    ((before, labels),) = windows(corpus, 4, len(corpus))
+    output = copy.deepcopy(start)
+    output(before, labels).loss.backward()
+    slope = torch.cat([p.grad.flatten() for p in output.parameters()])
+    found = run(model=start, recipe=Recipe(1, 4, len(corpus), 2.0, 1.0, clip))
+    pairs = zip(start.parameters(), found.model.parameters(), strict=True)
+    moved = torch.cat([(new - old).flatten() for old, new in pairs])
+    size = clip if clipped else float(slope.norm())
+    assert torch.allclose(moved, -2.0 * size * slope / slope.norm(), atol=1e-6)
+
+
+@pytest.mark.parametrize("hold", [-0.1, 1.1])
+def test_a_hold_that_is_no_share_is_refused(hold: float) -> None:
+    with pytest.raises(ValueError, match="a share from 0 to 1"):
+        Recipe(hold=hold)
+
+
 def test_thin_factors_stay_thin_and_learn(run: Run) -> None:
     ranks = {"stack.0.input": 3, "stack.0.recurrent": 2, "stack.2.decoder": 2}
     start = compress(made(), ranks)
@@ -634,10 +661,7 @@ def test_a_damaged_result_is_refused_and_named(
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("file", "damage", "message"),
-    DAMAGES,
-)
+@pytest.mark.parametrize(("file", "damage", "message"), DAMAGES)
 def test_a_damaged_checkpoint_is_refused_and_named(
     run: Run,
     watch: Callable[..., list[float]],
