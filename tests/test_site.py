@@ -282,26 +282,43 @@ def test_a_chapter_can_be_launched_downloaded_and_edited(address, page):
     assert any(link.endswith("01-svd-baseline.ipynb") for link in links)
 
 
+def serious_faults(page, only):
+    """What axe finds on an open page, serious or worse."""
+    page.evaluate(ONE_WORD_OF_EACH_LOOK)
+    page.add_script_tag(path=str(AXE))
+    result = page.evaluate(
+        "only => axe.run(document, {resultTypes: ['violations'], ...only})", only
+    )
+    return [
+        f"{violation['id']}: {node['html'][:160]}"
+        for violation in result["violations"]
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"][:3]
+    ]
+
+
 @needs_browser
 @needs_axe
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_page_has_a_serious_accessibility_fault(site, address, page, scheme):
     page.add_init_script(f"localStorage.setItem('mode', '{scheme}')")
+    # the dark scheme changes colours and nothing else
+    only = {} if scheme == "light" else {"runOnly": COLOUR_RULES}
     faults = []
     for name in pages(site):
         page.goto(address + name, wait_until="networkidle")
         assert page.locator(f"html[data-theme={scheme}]").count() == 1
-        page.evaluate(ONE_WORD_OF_EACH_LOOK)
-        page.add_script_tag(path=str(AXE))
-        result = page.evaluate(
-            "only => axe.run(document, {resultTypes: ['violations'], ...only})",
-            # the dark scheme changes colours and nothing else
-            {} if scheme == "light" else {"runOnly": COLOUR_RULES},
-        )
-        faults += [
-            f"{name}: {violation['id']}: {node['html'][:160]}"
-            for violation in result["violations"]
-            if violation["impact"] in ("serious", "critical")
-            for node in violation["nodes"][:3]
-        ]
+        faults += [f"{name}: {fault}" for fault in serious_faults(page, only)]
     assert faults == []
+
+
+@needs_browser
+@needs_axe
+def test_faint_words_of_code_are_noticed_though_one_of_each_look_is_read(page):
+    word = "<span class='{}' style='color: {}'>word</span> "
+    words = word.format("good", "#000") * 3 + word.format("faint", "#bbb") * 3
+    page.set_content(f"<html lang='en'><title>t</title><pre>{words}</pre></html>")
+    faults = serious_faults(page, {"runOnly": COLOUR_RULES})
+    assert page.locator("pre span").count() == 2
+    assert len(faults) == 1
+    assert "faint" in faults[0]
