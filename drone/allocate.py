@@ -128,8 +128,7 @@ class LatencyPath(Sequence[Ranks]):
 
     def __getitem__(self, place: Any) -> Any:
         """Solve for one of the times; the last is the dense model's."""
-        if not 0 <= place < LATENCIES:
-            raise IndexError(place)
+        place = range(LATENCIES)[place]  # counts from the end too, as a list does
         if place == LATENCIES - 1:
             return {}  # all dense fits, and nothing loses less
         limit = self.limits[place]

@@ -169,8 +169,10 @@ def save_moments(moments: Mapping[str, SecondMoment], path: Path) -> None:
         raise ValueError("there are no moments to save.")
     tensors = {}
     for name, moment in moments.items():
-        tensors[f"{name}/matrix"] = moment.matrix
-        tensors[f"{name}/total"] = moment.total
+        # A copy: safetensors refuses one tensor under two names, as the moment of
+        # inputs that several products share may be given.
+        tensors[f"{name}/matrix"] = moment.matrix.clone()
+        tensors[f"{name}/total"] = moment.total.clone()
         tensors[f"{name}/count"] = torch.tensor(moment.count)
     with whole_file(path) as temporary:
         save_file(tensors, temporary, {"drone_moments": str(FORMAT_VERSION)})
@@ -200,6 +202,11 @@ def load_moments(path: Path) -> dict[str, SecondMoment]:
         matrix, total, count = parts
         if matrix is None or total is None or count is None:
             raise ValueError(f"{path}: {name} lacks its matrix, total or count.")
+        if matrix.shape != (len(total), len(total)):
+            raise ValueError(
+                f"{path}: {name} has a matrix of shape {tuple(matrix.shape)}; "
+                f"{len(total)} rows and columns are needed."
+            )
         moment = moments[name] = SecondMoment(len(total))
         moment._matrix, moment.total, moment.count = matrix, total, int(count)
     return moments

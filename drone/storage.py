@@ -68,8 +68,12 @@ class DroneLoader(HfQuantizer):
         assert isinstance(self.quantization_config, DroneConfig)  # registered for it
         names = _names_in(model, self.quantization_config.ranks)
         # Blocks first: they take over the other projections, by the same names.
-        for name in sorted(names, key=lambda n: isinstance(_at(model, n), nn.Linear)):
-            model.set_submodule(name, _skeleton(_at(model, name), name, names[name]))
+        for name in sorted(
+            names, key=lambda n: isinstance(module_named(model, n), nn.Linear)
+        ):
+            model.set_submodule(
+                name, _skeleton(module_named(model, name), name, names[name])
+            )
         untie_replaced(model)
         if checkpoint_files:
             _check_tensors(model, names, [Path(file) for file in checkpoint_files])
@@ -198,10 +202,6 @@ def load(folder: Path | str) -> PreTrainedModel:
     return model  # type: ignore[no-any-return]
 
 
-def _at(model: nn.Module, name: str) -> nn.Module:
-    return module_named(model, name)
-
-
 def _names_in(model: nn.Module, ranks: dict[str, int]) -> dict[str, int]:
     """Rename the modules if the folder is read as its encoder alone, or with a head."""
     prefix = f"{model.base_model_prefix}."
@@ -257,7 +257,7 @@ def _check_tensors(model: nn.Module, names: dict[str, int], files: list[Path]) -
     prefix = f"{model.base_model_prefix}."
     stored = {key.removeprefix(prefix): shape for key, shape in _shapes(files)}
     for name in names:
-        for part, tensor in _at(model, name).state_dict().items():
+        for part, tensor in module_named(model, name).state_dict().items():
             key = f"{name}.{part}".removeprefix(prefix)
             if key not in stored:
                 raise ValueError(f"{files[0].parent}: missing tensor {key}.")

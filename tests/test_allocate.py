@@ -318,6 +318,15 @@ def test_latency_by_hand() -> None:
     ]
 
 
+def test_latencies_are_counted_from_the_end_too() -> None:
+    costs = Costs(3.0, {"a": ModuleCosts("a", (1,), (1, 2), (1.0, 2.0))})
+    path = LatencyPath(costs, {"a": np.array([0.5, 0.0])})
+    assert (path[-1], path[-len(path)]) == ({}, {"a": 1})
+    for outside in (len(path), -len(path) - 1):
+        with pytest.raises(IndexError):
+            path[outside]
+
+
 def test_a_module_without_ranks_stays_dense_on_every_path() -> None:
     module = ModuleCosts("a", (1,), (1, 2), (1.0, 2.0))
     fixed = ModuleCosts("b", (), (7,), (3.0,))

@@ -265,6 +265,23 @@ def test_a_file_without_a_part_of_a_moment_is_refused(saved: Path, part: str) ->
         load_moments(saved)
 
 
+def test_a_matrix_that_is_not_square_is_refused(saved: Path) -> None:
+    tensors = load_file(saved)
+    tensors["b.c/matrix"] = torch.zeros(3, 4, dtype=torch.float64)
+    save_file(tensors, saved, {"drone_moments": str(moments.FORMAT_VERSION)})
+    with pytest.raises(
+        ValueError, match=r"b\.c has a matrix of shape \(3, 4\); 3 rows"
+    ):
+        load_moments(saved)
+
+
+def test_one_moment_may_have_two_names(tmp_path: Path) -> None:
+    shared = moment_of(torch.randn(9, 3))
+    save_moments({"query": shared, "key": shared}, tmp_path / "file")
+    for moment in load_moments(tmp_path / "file").values():
+        assert_equal(moment, shared)
+
+
 def test_no_moments_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no moments"):
         save_moments({}, tmp_path / "file")
