@@ -1,6 +1,7 @@
 """LSTMs with thin products: beside PyTorch's own, and beside the equations by hand."""
 
 import copy
+import itertools
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -36,8 +37,9 @@ from drone import (
     save,
     search_ranks,
 )
+from drone import lstm as lstm_module
 from drone.costs import Costs, ModuleCosts, grid_ranks, largest_rank, searchable
-from drone.lstm import KERNEL_FROM, State
+from drone.lstm import KERNEL_FROM, STEPS_FROM, State
 from drone.moments import frozen, watch_inputs
 from drone.search import METHODS
 from drone.storage import low_rank_modules
@@ -230,6 +232,51 @@ def test_gradients_are_those_of_pytorchs_lstm(
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
         assert other.any()
+
+
+@pytest.mark.parametrize("thin", KINDS)
+def test_a_step_of_training_in_bfloat16_is_near_the_one_in_float32(
+    thin: tuple[str, ...],
+) -> None:
+    """Large enough that the dense layer leaves PyTorch's kernel, too."""
+    torch.manual_seed(0)
+    layer = thinned(LSTMLayer(32, STEPS_FROM), **dict.fromkeys(thin, 16))
+    x = torch.randn(4, 2 * KERNEL_FROM, 32, requires_grad=True)
+    inputs = [x, *layer.parameters()]
+    results = []
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, half):
+            output, state = layer(x)
+        found = torch.autograd.grad(mixed(output.float(), state), inputs)
+        results.append([output, *state, *found])
+    assert results[1][2].dtype == torch.float32  # c adds up many steps
+    for one, other in zip(*results, strict=True):
+        rest = (one - other).norm() / one.norm()
+        assert 0 < rest < 0.02  # bfloat16 has 8 bits: 0.4 % a number
+
+
+def test_large_layers_leave_the_kernel_in_bfloat16_training_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used = []
+    kernel = lstm_module._kernel
+    monkeypatch.setattr(
+        lstm_module, "_kernel", lambda *args: used.append(1) or kernel(*args)
+    )
+    ways = {}
+    for hidden in (8, STEPS_FROM):
+        layer = LSTMLayer(3, hidden)
+        for half, learns in itertools.product([False, True], repeat=2):
+            used.clear()
+            with (
+                torch.autocast("cpu", torch.bfloat16, half),
+                torch.set_grad_enabled(learns),
+            ):
+                layer(torch.randn(2, KERNEL_FROM, 3))
+            ways[hidden, half, learns] = bool(used)
+    assert [way for way, in_kernel in ways.items() if not in_kernel] == [
+        (STEPS_FROM, True, True)
+    ]
 
 
 def test_weights_are_drawn_as_pytorch_draws_them() -> None:
