@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
@@ -37,7 +38,9 @@ class LSTMLayer(nn.Module):
 
     While `recurrent` is dense and there are many steps, PyTorch's own kernel runs
     them; with a thin one, few steps, or in bfloat16 training they are made here. Both
-    give what `nn.LSTM` gives.
+    give what `nn.LSTM` gives. Forward pre-hooks of `input` and `recurrent` see what
+    enters them; forward hooks of `recurrent` are never called, those of `input` not
+    when the kernel runs. Gradients of gradients are refused after plain steps.
 
     Attributes:
         input: W_ih and b, (4·hidden, in). Its product is made for all steps at once.
@@ -90,7 +93,9 @@ class LSTMLayer(nn.Module):
         return output, last
 
     def _steps_win(self, x: Tensor) -> bool:
-        """Whether plain steps are faster than PyTorch's kernel here."""
+        """Whether plain steps are faster than PyTorch's kernel for CPUs here."""
+        if x.device.type != "cpu":
+            return False
         half = torch.is_autocast_enabled(x.device.type)
         trained_in_half = half and torch.is_grad_enabled()
         few = x.shape[1] < KERNEL_FROM
@@ -194,6 +199,7 @@ class _Steps(torch.autograd.Function):
         return torch.stack(outputs[1:], dim=1), outputs[-1], cells[-1]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         of_output, dh, dc = gradients
         opened, cells, outputs, *factors = ctx.saved_tensors

@@ -255,6 +255,16 @@ def test_a_step_of_training_in_bfloat16_is_near_the_one_in_float32(
         assert 0 < rest < 0.02  # bfloat16 has 8 bits: 0.4 % a number
 
 
+def test_a_gradient_of_a_gradient_is_refused_not_wrong() -> None:
+    layer = thinned(LSTMLayer(3, 4), recurrent=2)
+    output, _ = layer(torch.randn(2, 5, 3))
+    found = torch.autograd.grad(
+        output.square().sum(), layer.recurrent.left, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        found[0].sum().backward()
+
+
 def test_large_layers_leave_the_kernel_in_bfloat16_training_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
