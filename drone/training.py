@@ -472,6 +472,8 @@ def _train(
         warmup_steps=round(recipe.warmup * steps),
         weight_decay=recipe.weight_decay,
         bf16=inputs["bfloat16"],
+        # where bfloat16 is the processor's, Trainer wants to be told so
+        use_cpu=inputs["bfloat16"] and not torch.cuda.is_available(),
         seed=seed,
         save_strategy="epoch",
         save_total_limit=1,
