@@ -471,9 +471,9 @@ def _train(
         learning_rate=recipe.learning_rate,
         warmup_steps=round(recipe.warmup * steps),
         weight_decay=recipe.weight_decay,
-        bf16=inputs["bfloat16"],
-        # where bfloat16 is the processor's, Trainer wants to be told so
-        use_cpu=inputs["bfloat16"] and not torch.cuda.is_available(),
+        # On a processor Trainer refuses bfloat16 or, told to use it, leaves the model's
+        # forward in it for good; there it trains in float32.
+        bf16=inputs["bfloat16"] and torch.cuda.is_available(),
         seed=seed,
         save_strategy="epoch",
         save_total_limit=1,
