@@ -41,7 +41,7 @@ from drone import data, models, progress
 from drone.files import check_sha256, sha256, tensors_sha256, whole_folder
 from drone.moments import frozen
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TEMPERATURE = 2.0  # softens a teacher's probabilities
 SOFT_TARGETS = "soft_targets"  # column of a teacher's outputs
 DEFAULT_CACHE = Path.home() / ".cache" / "drone" / "fine-tuned"
@@ -396,13 +396,13 @@ def retrain(
     key = cache_key(inputs, rows)
     folder = cache_folder(cache, key)
     cached = folder.is_dir()
-    trained = copy.deepcopy(model)
     if cached:
         print(f"cache hit: retrained, seed {seed}, key {key[:12]}")
     else:
         with own_randomness():
-            _train(trained, tokenizer, rows, "retrain", folder, inputs)
+            _train(model, tokenizer, rows, "retrain", folder, inputs)
     record = read_record(folder, inputs)
+    trained = copy.deepcopy(model)
     trained.load_state_dict(load_file(folder / "model.safetensors"))
     return FineTuned(trained.eval(), tokenizer, key, record["seconds"], cached)
 
@@ -459,7 +459,9 @@ def _train(
     folder: Path,
     inputs: Mapping[str, Any],
 ) -> None:
-    """Train and write `folder` whole; checkpoints wait beside it until then."""
+    """Train a copy and write `folder` whole; checkpoints wait beside it until then."""
+    # A copy: with bfloat16 Trainer leaves the forward it wrapped in it for good.
+    model = copy.deepcopy(model)
     recipe, seed = Recipe(**inputs["recipe"]), inputs["seed"]
     checkpoints = folder.with_name(folder.name + ".checkpoints")
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -471,9 +473,8 @@ def _train(
         learning_rate=recipe.learning_rate,
         warmup_steps=round(recipe.warmup * steps),
         weight_decay=recipe.weight_decay,
-        # On a processor Trainer refuses bfloat16 or, told to use it, leaves the model's
-        # forward in it for good; there it trains in float32.
-        bf16=inputs["bfloat16"] and torch.cuda.is_available(),
+        bf16=inputs["bfloat16"],
+        use_cpu=not torch.cuda.is_available(),  # else it refuses bfloat16 there
         seed=seed,
         save_strategy="epoch",
         save_total_limit=1,

@@ -24,7 +24,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from drone import LowRankLinear, calibrate, compress, models, training
+from drone import LowRankLinear, calibrate, compress, data, models, training
 from drone.training import METRICS, FineTuned, Recipe, fine_tune, retrain
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, max_length=32)
@@ -239,6 +239,36 @@ def test_the_environment_names_the_cache(
     with pytest.raises(pytest.fail.Exception) as error:
         tune(cache=None)
     assert str(tmp_path / "other") in str(error.value)
+
+
+def test_bfloat16_is_used_in_training_and_nowhere_after_it(
+    tune: Tune,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # emulated where the processor has no such products: slow, but the same numbers
+    wide = tune(cache=tmp_path / "wide") if not training.bfloat16_gains() else None
+    monkeypatch.setattr(training, "bfloat16_gains", lambda: True)
+    found = tune()
+    again = retrain(
+        found.model,
+        training.tokenize(
+            data.sample(data.load("agreement")["train"], 16, 0), tokenizer, "agreement"
+        ),
+        tokenizer,
+        recipe=RECIPE,
+        cache=tmp_path / "cache",
+    )
+    if wide is not None:
+        assert not equal(weights(wide), weights(found))
+    ids = torch.tensor([[101, 2023, 2003, 102]])
+    for model in (found.model, again.model):
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        plain = tiny(tokenizer, 2)
+        plain.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, plain(ids).logits)
 
 
 # --- interruptions ---------------------------------------------------------------
