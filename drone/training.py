@@ -148,6 +148,52 @@ def evaluate(
     return {name: metric(logits, labels) for name, metric in METRICS[task].items()}
 
 
+def paired_bootstrap(
+    task: str,
+    labels: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    draws: int = 1000,
+    seed: int = 0,
+) -> np.ndarray:
+    """Say how sure a difference of two models is: draw the rows anew, for both alike.
+
+    The percentiles of the result are an interval of the points lost: of what other
+    rows of the kind would give, not of another training. Chapter 7.
+
+    Args:
+        task: one of `drone.data.TASKS`; its first metric counts.
+        labels: (rows,).
+        before: logits of one model, (rows, outputs), from `predict`.
+        after: logits of the other on the same rows.
+        draws: how often.
+        seed: of the rows drawn; calls with the same one draw the same rows.
+
+    Returns:
+        (draws,): 100 times the metric of `before` minus that of `after`, in points;
+        NaN where a correlation of the drawn rows is not defined.
+
+    Raises:
+        ValueError: shapes that do not fit each other, no rows, or fewer than one draw.
+    """
+    shapes = [np.shape(each) for each in (labels, before, after)]
+    if shapes[1] != shapes[2] or shapes[0] != shapes[1][:1] or 0 in shapes[1]:
+        raise ValueError(
+            f"labels, before and after have shapes {', '.join(map(str, shapes))}; "
+            "(rows,) and twice (rows, outputs) are needed."
+        )
+    if draws < 1:
+        raise ValueError(f"draws is {draws}; at least 1.")
+    metric = next(iter(METRICS[task].values()))
+    rng = np.random.default_rng(seed)
+    lost = np.empty(draws)
+    for number in range(draws):
+        i = rng.integers(len(labels), size=len(labels))
+        was, now = (metric(logits[i], labels[i]) for logits in (before, after))
+        lost[number] = 100 * (was - now)
+    return lost
+
+
 def batches(
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,

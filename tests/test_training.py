@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from scipy.stats import ConstantInputWarning
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -25,7 +26,14 @@ from transformers import (
 )
 
 from drone import LowRankLinear, calibrate, compress, data, models, training
-from drone.training import METRICS, FineTuned, Recipe, fine_tune, retrain
+from drone.training import (
+    METRICS,
+    FineTuned,
+    Recipe,
+    fine_tune,
+    paired_bootstrap,
+    retrain,
+)
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, max_length=32)
 Tune = Callable[..., FineTuned]
@@ -81,6 +89,63 @@ def weights(found: FineTuned) -> dict[str, Tensor]:
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# --- how sure a difference is ------------------------------------------------------
+
+
+def logits_of(right: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Logits of a model that is right exactly on these rows."""
+    return np.eye(2)[np.where(right, labels, 1 - labels)]
+
+
+def test_the_spread_of_the_bootstrap_is_that_of_the_rows() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=400)
+    before, after = rng.random(400) < 0.9, rng.random(400) < 0.8
+    lost = paired_bootstrap(
+        "sst2", labels, logits_of(before, labels), logits_of(after, labels), 4000
+    )
+    gap = before.astype(float) - after  # of one row; a draw is a mean of 400
+    assert lost.shape == (4000,)
+    assert lost.mean() == pytest.approx(100 * gap.mean(), abs=0.15)
+    assert lost.std() == pytest.approx(100 * gap.std() / 20, rel=0.05)
+
+
+def test_the_same_rows_are_drawn_for_both_models_and_for_one_seed() -> None:
+    labels = np.array([0, 1, 1, 0, 1, 0])
+    wrong_twice = logits_of(np.array([1, 1, 0, 1, 0, 1]) > 0, labels)
+    assert (paired_bootstrap("sst2", labels, wrong_twice, wrong_twice, 50) == 0).all()
+    none, all_ = (logits_of(np.full(6, x), labels) for x in (False, True))
+    one, two, other = (
+        paired_bootstrap("sst2", labels, all_, wrong_twice, 50, seed)
+        for seed in (3, 3, 4)
+    )
+    assert (one == two).all() and (one != other).any()
+    rest = paired_bootstrap("sst2", labels, wrong_twice, none, 50, 3)
+    assert np.allclose(one + rest, 100)  # draw by draw
+
+
+def test_a_regression_is_drawn_too_and_an_undefined_correlation_is_nan() -> None:
+    labels = np.linspace(0, 5, 30)
+    before, after = labels[:, None], labels[::-1, None].copy()
+    assert np.allclose(paired_bootstrap("stsb", labels, before, after, 20), 200)
+    with pytest.warns(ConstantInputWarning):
+        lost = paired_bootstrap("stsb", labels, before, np.zeros((30, 1)), 3)
+    assert np.isnan(lost).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape", "draws", "said"),
+    [(4, (5, 2), 9, r"\(5, 2\)"), (0, (0, 2), 9, "rows"), (5, (5, 2), 0, "draws")],
+)
+def test_a_bootstrap_that_makes_no_sense_is_refused(
+    rows: int, shape: tuple[int, int], draws: int, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        paired_bootstrap(
+            "sst2", np.zeros(rows), np.zeros(shape), np.zeros(shape), draws
+        )
 
 
 # --- the cache -------------------------------------------------------------------
