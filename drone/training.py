@@ -7,9 +7,9 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -461,12 +461,94 @@ class _SoftTrainer(Trainer):
     ) -> Tensor:
         soft = inputs.pop(SOFT_TARGETS)
         inputs.pop("labels")
-        logits = model(**inputs).logits
-        if logits.shape[-1] == 1:
-            return F.mse_loss(logits, soft)
-        target = (soft / TEMPERATURE).softmax(-1)
-        # times T²: the gradient's size does not depend on the temperature
-        return TEMPERATURE**2 * F.cross_entropy(logits / TEMPERATURE, target)
+        return teacher_loss(model(**inputs).logits, soft)
+
+
+def teacher_loss(logits: Tensor, told: Tensor) -> Tensor:
+    """Say how far opinions are from a teacher's: what `retrain` minimizes.
+
+    Args:
+        logits: the model's, (rows, outputs).
+        told: the teacher's, (rows, outputs).
+
+    Returns:
+        A number. Classes: the cross-entropy to the teacher's probabilities, both
+        softened by the temperature 2, times its square (Hinton et al., 2015). One
+        output: the mean squared difference.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if logits.shape != told.shape:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and the teacher's {tuple(told.shape)}; "
+            "one shape, (rows, outputs), is needed."
+        )
+    if logits.shape[-1] == 1:
+        return F.mse_loss(logits, told)
+    target = (told / TEMPERATURE).softmax(-1)
+    # times T²: the gradient's size does not depend on the temperature
+    return TEMPERATURE**2 * F.cross_entropy(logits / TEMPERATURE, target)
+
+
+def choose_rate(
+    model: PreTrainedModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    logits: np.ndarray,
+    held: int,
+    rates: Sequence[float],
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    cache: Path | None = None,
+) -> float:
+    """Choose the learning rate of a retraining, by rows kept out of it.
+
+    At every rate the model is retrained on a teacher's outputs, on all but the last
+    `held` rows; the best rate leaves the least `teacher_loss` on those. No labels and
+    no development rows take part. Chapters 7 and 8.
+
+    Args:
+        model: as in `retrain`; it is left as it was.
+        rows: of the training split, from `tokenize`.
+        tokenizer: pads each batch.
+        logits: the teacher's outputs on all `rows`, (rows, outputs).
+        held: how many rows, the last ones, judge.
+        rates: learning rates to try; of equals the first is chosen.
+        seed: as in `retrain`.
+        recipe: the other hyperparameters.
+        cache: as in `retrain`: the model of the chosen rate is in it afterwards.
+
+    Returns:
+        One of `rates`.
+
+    Raises:
+        ValueError: no rates; `held` leaves no row to train or to judge on; and what
+            `retrain` raises.
+    """
+    if not rates or not 0 < held < len(rows):
+        raise ValueError(
+            f"{len(rates)} rates, {held} of {len(rows)} rows held back; at least one "
+            "rate is needed, and at least one row on either side."
+        )
+    kept = len(rows) - held
+    judges = rows.select(range(kept, len(rows)))
+    told = torch.from_numpy(logits[kept:])
+    losses = {}
+    for rate in rates:
+        taught = retrain(
+            model,
+            rows.select(range(kept)),
+            tokenizer,
+            logits=logits[:kept],
+            seed=seed,
+            recipe=replace(recipe or Recipe(), learning_rate=rate),
+            cache=cache,
+        ).model
+        said = torch.from_numpy(predict(taught, judges, tokenizer))
+        losses[rate] = float(teacher_loss(said, told))
+    return min(losses, key=losses.__getitem__)
 
 
 def cache_folder(cache: Path | None, key: str) -> Path:

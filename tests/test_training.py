@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from scipy.stats import ConstantInputWarning
 from torch import Tensor
 from transformers import (
@@ -752,3 +752,55 @@ def test_logits_given_are_the_same_as_their_teacher(
         again(small, teacher=teacher, logits=logits)
     with pytest.raises(ValueError, match="for 3 rows"):
         again(small, logits=logits[:3])
+
+
+def test_the_loss_of_a_teacher_is_the_softened_cross_entropy() -> None:
+    told, said = torch.tensor([[2.0, -1.0, 0.3]]), torch.tensor([[0.5, 0.0, 1.0]])
+    p, q = (told / 2).softmax(1), (said / 2).softmax(1)
+    by_hand = -4 * (p * q.log()).sum()
+    assert torch.isclose(training.teacher_loss(said, told), by_hand)
+    assert training.teacher_loss(told + 7, told) < by_hand  # the teacher's own is least
+    mark = torch.tensor([[1.0], [3.0]])
+    assert training.teacher_loss(mark + 2, mark) == 4  # one output: squares
+    with pytest.raises(ValueError, match=r"\(1, 3\) .* \(2, 1\)"):
+        training.teacher_loss(told, mark)
+
+
+@pytest.mark.parametrize(("sign", "chosen"), [(1, 3e-3), (-1, 0.0)])
+def test_the_rows_kept_out_choose_the_rate(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    sign: int,
+    chosen: float,
+) -> None:
+    """The same rows are taught and judge, by the same opinions or their opposite."""
+    teacher, student = tiny(tokenizer, 2), tiny(tokenizer, 2)
+    teacher.classifier.weight.data *= 20
+    told = training.predict(teacher, rows, tokenizer)
+    rate = training.choose_rate(
+        student,
+        concatenate_datasets([rows, rows]),
+        tokenizer,
+        logits=np.concatenate([told, sign * told]),
+        held=len(rows),
+        rates=[0.0, 3e-3],
+        recipe=Recipe(epochs=20, batch_size=5),
+        cache=tmp_path,
+    )
+    assert rate == chosen
+
+
+@pytest.mark.parametrize(("held", "rates"), [(0, [1e-3]), (5, [1e-3]), (2, [])])
+def test_a_choice_of_rates_that_makes_no_sense_is_refused(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    small: PreTrainedModel,
+    held: int,
+    rates: list[float],
+) -> None:
+    logits = training.predict(small, rows, tokenizer)
+    with pytest.raises(ValueError, match=r"rates, .* rows held back"):
+        training.choose_rate(
+            small, rows, tokenizer, logits=logits, held=held, rates=rates
+        )
