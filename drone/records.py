@@ -57,6 +57,32 @@ def load(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def save_case(path: Path, settings: Mapping[str, Any], case: Mapping[str, Any]) -> None:
+    """Keep a finished case of a long run, with the settings that it depends on."""
+    text = json.dumps({"settings": settings, "case": case})
+    with whole_file(path) as temporary:
+        temporary.write_text(text + "\n")
+
+
+def load_case(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read a case kept by `save_case`, if it was made with the same settings.
+
+    Raises:
+        ValueError: the file is not what `save_case` writes; the message names it.
+    """
+    if not path.is_file():
+        return None
+    try:
+        kept = json.loads(path.read_text())
+        made_with, case = kept["settings"], kept["case"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not a kept case ({error}); delete it to run it again."
+        ) from error
+    # JSON knows lists only, so settings are compared as they would be read
+    return dict(case) if made_with == json.loads(json.dumps(settings)) else None
+
+
 def provenance(parameters: Mapping[str, Any], seconds: float) -> pd.DataFrame:
     """Tell where the page above comes from: parameters, machine, versions, time."""
     rows = {f"parameter {name}": str(value) for name, value in parameters.items()}

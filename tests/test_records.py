@@ -87,3 +87,27 @@ def test_provenance_lists_parameters_environment_and_time() -> None:
     assert values["parameter rank"] == "8" and values["parameter fast"] == "True"
     assert values["seconds"] == "62"
     assert set(table.index) == FIELDS | {"parameter rank", "parameter fast", "seconds"}
+
+
+SETTINGS = {"task": "rte", "rates": (2e-5, 1e-4), "seed": 0, "again": {"epochs": 1}}
+
+
+def test_a_kept_case_is_read_back_for_the_same_settings_only(tmp_path: Path) -> None:
+    path, case = tmp_path / "new" / "rte.json", {"scores": [0.1 + 0.2], "key": "σ"}
+    assert records.load_case(path, SETTINGS) is None  # nothing there yet
+    records.save_case(path, SETTINGS, case)
+    assert records.load_case(path, dict(reversed(SETTINGS.items()))) == case
+    for change in ({"seed": 1}, {"rates": (2e-5,)}, {"again": {}}, {"more": 0}):
+        assert records.load_case(path, SETTINGS | change) is None
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", '{"case": {}}', '{"settings": 1}']
+)
+def test_a_damaged_case_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rte.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="not a kept case") as error:
+        records.load_case(path, SETTINGS)
+    assert str(path) in str(error.value)
