@@ -38,8 +38,9 @@ def _two(module: LowRankLinear) -> nn.Sequential:
 def int8(model: nn.Module) -> nn.Module:
     """Return a copy whose linear layers keep 8-bit weights: dynamic quantization.
 
-    Each weight matrix is kept as 8-bit integers with one scale; inputs are rounded to
-    8 bits as they arrive. Everything else stays as it is. Chapter 9.
+    Each row of a weight matrix is kept as 8-bit integers with a scale of its own;
+    inputs are rounded to 8 bits as they arrive. Everything else stays as it is.
+    Chapters 8 and 9.
 
     Args:
         model: dense or compressed, float32, in eval mode, on a CPU.
@@ -58,6 +59,8 @@ def int8(model: nn.Module) -> nn.Module:
         for words in ("torch.ao.quantization is", "torch.quantize_per"):
             warnings.filterwarnings("ignore", words)
         eight: nn.Module = torch.ao.quantization.quantize_dynamic(
-            as_linears(model), {nn.Linear}, dtype=torch.qint8
+            as_linears(model),
+            # One scale for a whole matrix would let its largest row coarsen the rest.
+            {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig},
         )
     return eight.eval()

@@ -60,6 +60,19 @@ def test_the_weights_take_a_quarter_of_the_bytes(tmp_path):
     assert weight.int_repr().element_size() * 4 == model[0].weight.element_size()
 
 
+def test_a_large_row_does_not_coarsen_the_others():
+    model = nn.Sequential(nn.Linear(64, 32)).eval()
+    with torch.no_grad():
+        model[0].weight[0] *= 1000
+    (weight,) = [
+        m.weight() for m in drone.quantize.int8(model).modules() if hasattr(m, "scale")
+    ]
+    lost = (weight.dequantize() - model[0].weight).abs().amax(dim=1)
+    # rounding moves an entry by half a step, and a row has 127 steps each way
+    step = model[0].weight.detach().abs().amax(dim=1) / 127
+    assert (lost <= 0.51 * step).all()
+
+
 def test_no_warning_reaches_the_caller(recwarn):
     drone.quantize.int8(make_model())
     assert not list(recwarn)
