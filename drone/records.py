@@ -58,7 +58,16 @@ def load(path: Path) -> pd.DataFrame:
 
 
 def save_case(path: Path, settings: Mapping[str, Any], case: Mapping[str, Any]) -> None:
-    """Keep a finished case of a long run, with the settings that it depends on."""
+    """Keep a finished case of a long run, with the settings that it depends on.
+
+    Args:
+        path: of the file to write, whole or not at all.
+        settings: all that would change the case's results; values JSON knows.
+        case: the results, likewise.
+
+    Raises:
+        TypeError: a value that JSON does not know, such as an array.
+    """
     text = json.dumps({"settings": settings, "case": case})
     with whole_file(path) as temporary:
         temporary.write_text(text + "\n")
@@ -66,6 +75,13 @@ def save_case(path: Path, settings: Mapping[str, Any], case: Mapping[str, Any]) 
 
 def load_case(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read a case kept by `save_case`, if it was made with the same settings.
+
+    Args:
+        path: of the file; it need not exist.
+        settings: as `save_case` would be given them now.
+
+    Returns:
+        The case; None if there is no file, or one of other settings.
 
     Raises:
         ValueError: the file is not what `save_case` writes; the message names it.
