@@ -115,3 +115,14 @@ def test_scores_are_those_of_the_kept_opinions(path: Path) -> None:
             assert 100 * metric(said, labels(task)) == pytest.approx(
                 found, abs=0.01 + 300 * ties / len(said)
             )
+
+
+def test_plans_were_exchanged_between_kept_cases() -> None:
+    kept = [settings for settings, _ in map(read, ENCODERS)]
+    folder = BOOK / "results" / "07-cases" / "travel"
+    exchanges = sorted(folder.glob("*.json"))
+    assert exchanges
+    for path in exchanges:
+        made_with, _ = read(path)
+        assert made_with
+        assert all(settings in kept for settings in made_with.values())
