@@ -106,14 +106,16 @@ def test_scores_are_those_of_the_kept_opinions(path: Path) -> None:
     for record in case["records"]:
         task, said = record["task"], np.array(case["logits"][record["method"]])
         top = np.sort(said, axis=1)
-        # opinions are kept to four decimals: some may tie, a correlation feels it
+        # Opinions are kept to four decimals. Some classes may tie; and a model that
+        # tells no row from another has marks that tie, which moves their ranks.
         ties = int((top[:, -1:] == top[:, -2:-1]).sum())
+        slack = 0.01 if data.TASKS[task].labels else 0.05
         for number, (name, metric) in enumerate(training.METRICS[task].items()):
             if name not in record and number:
                 continue  # chapter 8 keeps the first metric alone, as "score"
             found = record[name] if name in record else record["score"]
             assert 100 * metric(said, labels(task)) == pytest.approx(
-                found, abs=0.01 + 300 * ties / len(said)
+                found, abs=slack + 300 * ties / len(said)
             )
 
 
