@@ -111,3 +111,10 @@ def test_a_damaged_case_is_refused_by_name(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match="not a kept case") as error:
         records.load_case(path, SETTINGS)
     assert str(path) in str(error.value)
+
+
+def test_a_case_json_does_not_know_leaves_no_file(tmp_path):
+    path = tmp_path / "case.json"
+    with pytest.raises(TypeError, match="Tensor"):
+        records.save_case(path, {}, {"logits": torch.zeros(2)})
+    assert not list(tmp_path.iterdir())
