@@ -129,6 +129,12 @@ class TestNotebook:
                     assert shown.get("image", {}).get("alt") == alt, cell.id
                     assert len(shown["figure"]["caption"]) >= 30, cell.id
 
+    def test_folds_long_cells_that_draw(self, path):
+        for cell in nbformat.read(path, 4).cells:
+            draws = cell.cell_type == "code" and "figures.show(" in cell.source
+            if draws and len(cell.source.splitlines()) > 12:
+                assert "hide-input" in cell.metadata.get("tags", []), cell.id
+
     def test_shows_no_error_and_no_path_of_a_machine(self, path):
         for cell in nbformat.read(path, 4).cells:
             for output in cell.get("outputs", []):
