@@ -23,7 +23,7 @@ export DRONE_MODELS := $(abspath $(DRONE_MODELS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help book test benchmark lint run edition prose refresh lock clean need-chapter
+.PHONY: help book test benchmark lint run edition prose rename refresh lock clean need-chapter
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -77,6 +77,9 @@ edition: need-chapter $(STAMP) ## run a chapter with the edition's parameters, p
 
 prose: need-chapter $(STAMP) ## give a published chapter the new text; its results stay
 	$(PY) book/publish.py prose $(CHAPTER)
+
+rename: $(STAMP) ## give chapters the new names of book/renamed.yaml, without a run
+	$(PY) book/rename.py
 
 refresh: need-chapter $(STAMP) ## run a chapter with its defaults, store the outputs
 	$(PY) book/publish.py default $(CHAPTER)

@@ -1,41 +1,60 @@
 """Data-aware low-rank compression of neural networks: the library of The DRONE Book."""
 
-from drone import (
-    agreement,
-    costs,
-    data,
-    figures,
-    language,
-    models,
-    quantize,
-    records,
-    training,
+import importlib
+from importlib.metadata import version
+from typing import Any
+
+from drone.layers.attention import LowRankSelfAttention
+from drone.layers.embedding import LowRankEmbedding
+from drone.layers.linear import LowRankLinear
+from drone.layers.lstm import LowRankLSTM, LSTMLayer
+from drone.math.attention import AttentionFactorization, factorize_attention
+from drone.math.embedding import factorize_embedding
+from drone.math.factorize import (
+    Factorization,
+    break_even_rank,
+    factorize,
+    theorem1,
 )
-from drone.adapters import attention_blocks, encoder_linears
-from drone.attention import (
-    AttentionFactorization,
-    LowRankSelfAttention,
-    factorize_attention,
-)
-from drone.compress import (
+from drone.math.moments import SecondMoment
+from drone.model import quantize
+from drone.model.adapters import attention_blocks, encoder_linears
+from drone.model.calibrate import calibrate
+from drone.model.compress import (
     AboveBreakEvenWarning,
     compress,
     factorize_modules,
     report,
 )
-from drone.embedding import LowRankEmbedding, factorize_embedding
-from drone.factorize import Factorization, break_even_rank, factorize, theorem1
-from drone.layers import LowRankLinear
-from drone.lstm import LowRankLSTM, LSTMConfig, LSTMLanguageModel, LSTMLayer
-from drone.moments import SecondMoment, calibrate, load_moments, save_moments
-from drone.search import RankPlan, search_ranks
-from drone.storage import load, save
+from drone.model.moment_files import load_moments, save_moments
+from drone.model.storage import load, save
+from drone.search import costs
+from drone.search.algorithm2 import search_ranks
+from drone.search.plan import RankPlan
 from drone.timing import (
     LatencyReport,
     compare_latency,
     multiply_adds,
     profile_modules,
 )
+
+__version__ = version("drone")
+
+# The lab needs packages that compression does not: it is loaded when first asked for.
+_LAB = {
+    "LSTMConfig": "drone.lab.lstm_model",
+    "LSTMLanguageModel": "drone.lab.lstm_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load `drone.lab`, or a name that lives there, at its first use (PEP 562)."""
+    if name == "lab":
+        return importlib.import_module("drone.lab")
+    if name in _LAB:
+        return getattr(importlib.import_module(_LAB[name]), name)
+    raise AttributeError(f"module 'drone' has no attribute {name!r}")
+
 
 __all__ = [
     "AboveBreakEvenWarning",
@@ -51,32 +70,26 @@ __all__ = [
     "LowRankSelfAttention",
     "RankPlan",
     "SecondMoment",
-    "agreement",
     "attention_blocks",
     "break_even_rank",
     "calibrate",
     "compare_latency",
     "compress",
     "costs",
-    "data",
     "encoder_linears",
     "factorize",
     "factorize_attention",
     "factorize_embedding",
     "factorize_modules",
-    "figures",
-    "language",
+    "lab",
     "load",
     "load_moments",
-    "models",
     "multiply_adds",
     "profile_modules",
     "quantize",
-    "records",
     "report",
     "save",
     "save_moments",
     "search_ranks",
     "theorem1",
-    "training",
 ]

@@ -9,16 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from drone import progress
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ class LatencyReport:
         low, high = np.percentile(medians, [tail, 100 - tail])
         return float(np.median(ratios)), float(low), float(high)
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """One row a model: median milliseconds, speed-up over the first, interval."""
+        import pandas as pd  # half a second: only who asks for a table pays it
+
         rows = {}
         for name in self.seconds:
             ratio, low, high = self.speedup(name)
@@ -154,7 +158,7 @@ def profile_modules(
     batch: Mapping[str, Tensor],
     repeats: int = 10,
     warmup: int = 2,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Say where the time of a forward pass goes, by kind of module.
 
     Hooks on every module stop the clock as it is entered and left; a module's own
@@ -191,6 +195,8 @@ def profile_modules(
             "watched": watched,
         }
         whole = float(np.median(time_calls(calls, repeats, warmup)["plain"]))
+    import pandas as pd  # half a second: only who asks for a table pays it
+
     rows = {}
     for kind, spans in passes[0].items():
         own = float(np.median([sum(each[kind]) for each in passes[warmup:]]))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from drone import data, records, training
+from drone.lab import data, metrics, records
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
 ENCODERS, STUDENTS = (
@@ -110,12 +110,12 @@ def test_scores_are_those_of_the_kept_opinions(path: Path) -> None:
         # tells no row from another has marks that tie, which moves their ranks.
         ties = int((top[:, -1:] == top[:, -2:-1]).sum())
         slack = 0.01 if data.TASKS[task].labels else 0.05
-        names = list(training.METRICS[task])
+        names = list(metrics.METRICS[task])
         found = {name: record.get(name) for name in names}
         if "score" in record:  # chapter 8 keeps the first metric alone
             found = {names[0]: record["score"]}
         for name, points in found.items():
-            again = 100 * training.METRICS[task][name](said, labels(task))
+            again = 100 * metrics.METRICS[task][name](said, labels(task))
             assert again == pytest.approx(points, abs=slack + 300 * ties / len(said))
 
 

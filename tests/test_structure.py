@@ -3,55 +3,82 @@
 import ast
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
+import drone
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = sorted((ROOT / "book" / "chapters").glob("*.ipynb"))
-# From bottom to top; a module imports only from groups above its own in this list.
-ORDER = [
-    {"files", "progress", "adapters", "agreement", "figures"},
-    {"timing", "moments", "data", "models"},
-    {"factorize", "records", "training"},
-    {"layers", "attention", "walk", "embedding"},
-    {"lstm", "quantize"},
-    {"storage", "costs", "language"},
-    {"compress", "allocate"},
-    {"search"},
-]
+# The house, from the ground up: a room imports from itself and from the rooms below.
+ROOMS = ["ground", "math", "layers", "model", "search", "lab"]
+GROUND = {"timing", "files", "progress"}
+MODULES = sorted((ROOT / "drone").glob("**/*.py"))
 
 
 def name(path):
     return path.name
 
 
+def room(module):
+    """The room of a dotted module name such as `drone.math.moments`."""
+    parts = module.split(".")
+    return "ground" if len(parts) < 2 or parts[1] in GROUND else parts[1]
+
+
 def imports(path):
-    """Modules of drone that a file imports."""
+    """Dotted names of what a file imports from drone, also inside its functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "drone":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module.startswith("drone."):
-                found.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("drone"):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {
-                a.name.split(".")[1] for a in node.names if a.name.startswith("drone.")
-            }
+            found |= {a.name for a in node.names if a.name.startswith("drone.")}
     return found
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "drone").glob("*.py")), ids=name)
-def test_a_module_imports_only_from_below(path):
-    if path.stem == "__init__":
+def dotted(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_a_room_imports_only_from_those_below(path):
+    if path.name == "__init__.py":
         return
-    level = next(i for i, group in enumerate(ORDER) if path.stem in group)
-    below = set().union(*ORDER[:level])
-    assert imports(path) <= below
+    own = room(dotted(path))
+    below = set(ROOMS[: ROOMS.index(own) + 1])
+    assert {room(module) for module in imports(path)} <= below
+
+
+def test_import_drone_loads_nothing_of_the_lab():
+    heavy = ("datasets", "sklearn", "matplotlib", "IPython", "pandas")
+    code = (
+        "import sys, drone; print(sorted(m for m in sys.modules if m == 'drone.lab' "
+        f"or m.startswith('drone.lab.') or m.split('.')[0] in {heavy!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_a_file_is_of_a_size_one_reads_at_once(path):
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= 450, f"{lines} lines: split it along a seam"
+
+
+def test_public_names_are_there():
+    for public in drone.__all__:
+        assert getattr(drone, public) is not None
+    for module in drone.lab.__all__:
+        assert getattr(drone.lab, module).__name__ == f"drone.lab.{module}"
 
 
 def cells(path, injected=False):
@@ -158,7 +185,7 @@ class TestNotebook:
 
     def test_defines_nothing_the_library_has(self, path):
         library = set()
-        for module in (ROOT / "drone").glob("*.py"):
+        for module in (ROOT / "drone").glob("**/*.py"):
             tree = ast.parse(module.read_text(encoding="utf-8"))
             library |= {
                 node.name

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from drone import SecondMoment, factorize
-from drone.factorize import output_moment
+from drone.math.factorize import output_moment
 
 TOKENS = 20_000
 RANKS = [64, 256, 512]

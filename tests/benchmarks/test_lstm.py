@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from drone import LowRankLinear, LSTMLayer
-from drone.lstm import _kernel
-from drone.training import bfloat16_gains
+from drone.lab.training import bfloat16_gains
+from drone.layers.lstm import _kernel
 
 HIDDEN, BATCH, STEPS = 650, 20, 35
 WAYS = {

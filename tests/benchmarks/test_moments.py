@@ -7,12 +7,13 @@ encoder watched.
 import pytest
 import torch
 
-from drone import calibrate, models
+from drone import calibrate
+from drone.lab import encoders
 
 
 @pytest.fixture(scope="module")
 def model():
-    return models.encoder("minilm")[0]
+    return encoders.encoder("minilm")[0]
 
 
 @pytest.fixture(scope="module")

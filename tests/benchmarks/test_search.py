@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from drone import LowRankLinear, calibrate, costs, factorize, search
-from drone.moments import frozen
-from drone.walk import mean_loss
+from drone import LowRankLinear, calibrate, factorize
+from drone.model.calibrate import frozen
+from drone.model.walk import mean_loss
+from drone.search import algorithm2, costs
 
 BUDGET = 0.3
 
@@ -62,14 +63,14 @@ def times(model, batches):
 
 
 def drone_search(model, batches, times):
-    plan = search.search_ranks(
+    plan = algorithm2.search_ranks(
         model, batches, BUDGET, modules=times.modules, times=times
     )
     return plan.ranks, plan.layer_forwards
 
 
 def plain_search(model, batches, times):
-    shares, ranks = search.shares(times), {}
+    shares, ranks = algorithm2.shares(times), {}
     small, passes = copy.deepcopy(model), 1
     with frozen(small):
         allowed = mean_loss(small, batches)

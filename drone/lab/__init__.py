@@ -1,0 +1,28 @@
+"""What the book needs and a practitioner does not: data, training, records, figures.
+
+`import drone` loads none of it; `drone.lab.data` and the others load when asked for.
+"""
+
+import importlib
+from types import ModuleType
+
+__all__ = [
+    "agreement",
+    "batches",
+    "cache",
+    "data",
+    "encoders",
+    "figures",
+    "language",
+    "lstm_model",
+    "metrics",
+    "records",
+    "training",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Load a module of the lab at its first use (PEP 562)."""
+    if name in __all__:
+        return importlib.import_module(f"drone.lab.{name}")
+    raise AttributeError(f"module 'drone.lab' has no attribute {name!r}")

@@ -1,0 +1,414 @@
+"""Language modelling on words: vocabulary, perplexity, and training that resumes."""
+
+import copy
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from drone import progress
+from drone.files import sha256, tensors_sha256, whole_folder
+from drone.lab.cache import cache_folder, own_randomness, read_record
+from drone.lab.lstm_model import LSTMConfig, LSTMLanguageModel
+from drone.lab.training import bfloat16_gains
+from drone.layers.lstm import State
+from drone.model.calibrate import frozen
+
+FORMAT_VERSION = 1
+END, UNKNOWN = "<eos>", "<unk>"
+STEPS = 70  # of one call when a text is only read
+KEPT = (
+    "The checkpoint of the last good epoch, if there is one, is kept; a smaller "
+    "learning_rate or clip may help."
+)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of a corpus; a word's number is its place.
+
+    Attributes:
+        words: `<eos>` first, which ends every sentence, then the most frequent ones.
+    """
+
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, sentences: Iterable[str]) -> "Vocabulary":
+        """Collect the words of a training split.
+
+        Raises:
+            ValueError: there is no word.
+        """
+        counts = Counter(word for line in sentences for word in line.split())
+        if not counts:
+            raise ValueError("the corpus has no word; at least one is needed.")
+        counts.pop(END, None)
+        frequent_first = sorted(counts, key=lambda word: (-counts[word], word))
+        return cls((END, *frequent_first))
+
+    def __len__(self) -> int:
+        """Return the number of words."""
+        return len(self.words)
+
+    def encode(self, sentences: Iterable[str]) -> Tensor:
+        """Turn sentences into one stream of word numbers, `<eos>` after each.
+
+        A word that is not in the vocabulary becomes `<unk>` if the corpus has that.
+
+        Returns:
+            (tokens,) int64.
+
+        Raises:
+            ValueError: an unknown word and no `<unk>`, or no sentence at all. The
+                message names the word and the sentence.
+        """
+        ids = {word: number for number, word in enumerate(self.words)}
+        unknown = ids.get(UNKNOWN)
+        stream = []
+        for number, sentence in enumerate(sentences):
+            for word in [*sentence.split(), END]:
+                at = ids.get(word, unknown)
+                if at is None:
+                    raise ValueError(
+                        f"sentence {number}: {word!r} is not in the vocabulary of "
+                        f"{len(ids)} words, and that has no {UNKNOWN}."
+                    )
+                stream.append(at)
+        if not stream:
+            raise ValueError("no sentence to encode; at least one is needed.")
+        return torch.tensor(stream)
+
+
+def windows(
+    ids: Tensor, batch_size: int, steps: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut a stream into parts side by side, and those into windows, one after another.
+
+    Every token is a label exactly once; the first one's input is `<eos>`, number 0.
+
+    Args:
+        ids: (tokens,).
+        batch_size: parts; part i + 1 begins where part i ends.
+        steps: length of a window; the last may be shorter.
+
+    Yields:
+        Inputs and labels, both (batch, steps); -100 where the last part has ended.
+
+    Raises:
+        ValueError: fewer tokens than parts, or `steps` below 1.
+    """
+    if not 1 <= batch_size <= len(ids):
+        raise ValueError(f"batch_size is {batch_size}; 1 to {len(ids)} are allowed.")
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; at least 1.")
+    length = -(-len(ids) // batch_size)
+    short = batch_size * length - len(ids)
+    before = F.pad(ids[:-1], (1, short)).view(batch_size, length)
+    labels = F.pad(ids, (0, short), value=-100).view(batch_size, length)
+    for start in range(0, length, steps):
+        yield before[:, start : start + steps], labels[:, start : start + steps]
+
+
+def batches(
+    ids: Tensor, batch_size: int = 20, steps: int = STEPS
+) -> list[dict[str, Tensor]]:
+    """Make batches for `drone.calibrate` and `drone.search_ranks`, each from zeros.
+
+    Only whole windows: what is left over at the end is not used.
+
+    Args and errors:
+        As `windows`.
+
+    Returns:
+        `input_ids`, `labels` and an `attention_mask` of ones, each (batch, steps).
+    """
+    return [
+        {
+            "input_ids": before,
+            "labels": labels,
+            "attention_mask": torch.ones_like(before),
+        }
+        for before, labels in windows(ids, batch_size, steps)
+        if before.shape[1] == steps and (labels >= 0).all()
+    ]
+
+
+def token_losses(model: LSTMLanguageModel, ids: Tensor, batch_size: int = 10) -> Tensor:
+    """Return -log p of every token of a text given all before it, in nats.
+
+    The state is carried through the whole text; with `batch_size` parts read side by
+    side, it is lost at the beginning of each part but the first.
+
+    Args:
+        model: a language model; its mode is restored.
+        ids: (tokens,), from `Vocabulary.encode`.
+        batch_size: parts read side by side.
+
+    Returns:
+        (tokens,) float32, in order.
+
+    Raises:
+        ValueError: fewer tokens than parts, or a loss that is not finite.
+    """
+    parts = []
+    states = None
+    total = math.ceil(math.ceil(len(ids) / batch_size) / STEPS)
+    with frozen(model):
+        cut = windows(ids, batch_size, STEPS)
+        for before, labels in progress.bar(cut, desc="perplexity", total=total):
+            output = model(before.to(model.device), states=states)
+            states = output.states
+            losses = F.cross_entropy(
+                output.logits.transpose(1, 2).float(),
+                labels.to(model.device),
+                reduction="none",
+            )
+            parts.append(losses.cpu())
+    losses = torch.cat(parts, dim=1).flatten()[: len(ids)]
+    if not losses.isfinite().all():
+        raise ValueError(
+            f"token {int((~losses.isfinite()).nonzero()[0])}: no finite loss."
+        )
+    return losses
+
+
+def perplexity(model: LSTMLanguageModel, ids: Tensor, batch_size: int = 10) -> float:
+    """Return exp of the mean of `token_losses`: as if choosing among so many words."""
+    return float(token_losses(model, ids, batch_size).double().mean().exp())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a language model is trained: gradient descent, clipped; Zaremba et al., 2014.
+
+    Plain steps, the same size for every weight: an adaptive rate moves the rows of rare
+    words far at each of their few occurrences, and soon knows the text by heart.
+    Back-propagation is truncated: a gradient goes `steps` words back, the state on.
+
+    Raises:
+        ValueError: fewer than one epoch, or a `hold` that is no share.
+    """
+
+    epochs: int = 10
+    batch_size: int = 20
+    steps: int = 35
+    learning_rate: float = 20.0
+    hold: float = 0.3  # share of all steps at this rate; then it falls linearly to 0
+    clip: float = 0.25  # largest norm of a gradient
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}; at least 1.")
+        if not 0 <= self.hold <= 1:
+            raise ValueError(f"hold is {self.hold}; a share from 0 to 1.")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A language model in eval mode, and how its training went.
+
+    Attributes:
+        model: after the last epoch.
+        history: one entry an epoch: `epoch`, `train` and `validation` perplexity,
+            `seconds`.
+        key: SHA-256 over everything that went into it.
+        cached: whether it was read rather than trained.
+    """
+
+    model: LSTMLanguageModel
+    history: list[dict[str, float]]
+    key: str
+    cached: bool
+
+
+def language_model(config: LSTMConfig, seed: int = 0) -> LSTMLanguageModel:
+    """Return a model with random weights; the caller's random state is kept."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LSTMLanguageModel(config)
+    model.eval()
+    return model
+
+
+def train(
+    model: LSTMLanguageModel,
+    ids: Tensor,
+    validation: Tensor,
+    recipe: Recipe | None = None,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> Trained:
+    """Train a language model, dense or thin, or read it from the cache.
+
+    Each epoch is kept in a checkpoint; a training that was cut off goes on from its
+    last whole epoch and ends with the same numbers. Randomness (dropout) depends on
+    the seed and the epoch alone.
+
+    Args:
+        model: the start; it is left as it was. Thin factors stay thin.
+        ids: (tokens,) of the training split.
+        validation: (tokens,); its perplexity is reported after each epoch.
+        recipe: the hyperparameters; None: the defaults.
+        seed: of dropout.
+        cache: as in `drone.training.fine_tune`.
+
+    Returns:
+        A trained copy.
+
+    Raises:
+        ValueError: a corpus shorter than a batch, a damaged checkpoint, or a loss that
+            is not finite: the message says at which step, and the checkpoint of the
+            last good epoch stays.
+    """
+    recipe = recipe or Recipe()
+    inputs = {
+        "format": FORMAT_VERSION,
+        "start": tensors_sha256(model.state_dict()),
+        "dropout": model.config.dropout,  # not among the weights
+        "ids": tensors_sha256({"train": ids, "validation": validation}),
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "bfloat16": bfloat16_gains(),
+        "torch": torch.__version__,
+    }
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    folder = cache_folder(cache, key)
+    cached = folder.is_dir()
+    trained = copy.deepcopy(model)
+    if cached:
+        print(f"cache hit: language model, seed {seed}, key {key[:12]}")
+    else:
+        with own_randomness():
+            _train(trained, ids, validation, recipe, folder, inputs)
+    record = read_record(folder, inputs)
+    load_model(trained, folder / "model.safetensors")
+    return Trained(trained.eval(), record["history"], key, cached)
+
+
+def _train(
+    model: LSTMLanguageModel,
+    ids: Tensor,
+    validation: Tensor,
+    recipe: Recipe,
+    folder: Path,
+    inputs: Mapping[str, Any],
+) -> None:
+    """Train and write `folder` whole; checkpoints wait beside it until then."""
+    checkpoints = folder.with_name(folder.name + ".checkpoints")
+    optimizer = torch.optim.SGD(model.parameters(), recipe.learning_rate)
+    history = _resume(model, checkpoints, inputs)
+    for epoch in range(len(history), recipe.epochs):
+        torch.manual_seed(1_000_003 * inputs["seed"] + epoch)
+        started = time.perf_counter()
+        loss = _epoch(model, optimizer, ids, recipe, epoch)
+        try:
+            heard = perplexity(model, validation)
+        except ValueError as error:
+            raise ValueError(f"after epoch {epoch + 1}: {error} {KEPT}") from error
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "train": _exp(loss),
+                "validation": heard,
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+        )
+        record: dict[str, Any] = {
+            "inputs": inputs,
+            "history": history,
+            "seconds": sum(e["seconds"] for e in history),
+        }
+        done = len(history) == recipe.epochs
+        new = folder if done else checkpoints / f"epoch-{len(history):03d}"
+        with whole_folder(new) as temporary:
+            save_model(model, str(temporary / "model.safetensors"))
+            record["sha256"] = sha256(temporary / "model.safetensors")
+            (temporary / "record.json").write_text(json.dumps(record, indent=2))
+        for old in checkpoints.glob("epoch-*"):  # the last one is enough
+            if old != new:
+                shutil.rmtree(old)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _resume(
+    model: LSTMLanguageModel,
+    checkpoints: Path,
+    inputs: Mapping[str, Any],
+) -> list[dict[str, float]]:
+    """Read the last whole epoch, if there is one; return its history."""
+    found = sorted(checkpoints.glob("epoch-*"))
+    if not found:
+        return []
+    folder = found[-1]
+    record = read_record(folder, inputs)
+    load_model(model, folder / "model.safetensors")
+    print(f"goes on after epoch {len(record['history'])}")
+    history: list[dict[str, float]] = record["history"]
+    return history
+
+
+def _epoch(
+    model: LSTMLanguageModel,
+    optimizer: torch.optim.Optimizer,
+    ids: Tensor,
+    recipe: Recipe,
+    epoch: int,
+) -> float:
+    """Go through the text once; return the mean loss."""
+    model.train()
+    total, count = 0.0, 0
+    states: list[State] | None = None
+    cut = list(windows(ids, recipe.batch_size, recipe.steps))
+    shown = progress.bar(cut, desc=f"epoch {epoch + 1} of {recipe.epochs}")
+    for number, (before, labels) in enumerate(shown):
+        step = epoch * len(cut) + number
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step, recipe.epochs * len(cut), recipe)
+        if states is not None:  # the state goes on, the gradient does not
+            states = [(h.detach(), c.detach()) for h, c in states]
+        with torch.autocast(model.device.type, torch.bfloat16, bfloat16_gains()):
+            output = model(
+                before.to(model.device), labels.to(model.device), states=states
+            )
+        states = output.states
+        loss = float(output.loss.detach())
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} at step {number} of epoch {epoch + 1}. {KEPT}"
+            )
+        optimizer.zero_grad()
+        output.loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        here = int((labels >= 0).sum())
+        total, count = total + loss * here, count + here
+        if number % 20 == 0:
+            shown.set_postfix(perplexity=f"{_exp(total / count):.0f}")
+    model.eval()
+    return total / count
+
+
+def _exp(loss: float) -> float:
+    """Perplexity of a mean loss; infinite where a float ends."""
+    return float(torch.tensor(loss, dtype=torch.float64).exp())
+
+
+def _learning_rate(step: int, steps: int, recipe: Recipe) -> float:
+    """Hold the rate, then let it fall linearly, to 0 after the last step."""
+    held = recipe.hold * steps
+    if step < held:
+        return recipe.learning_rate
+    return recipe.learning_rate * (steps - step) / (steps - held)

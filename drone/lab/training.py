@@ -1,0 +1,406 @@
+"""Fine-tuning and retraining, with a cache keyed by everything that goes into it."""
+
+import copy
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from drone import progress
+from drone.files import sha256, tensors_sha256, whole_folder
+from drone.lab import data, encoders
+from drone.lab.batches import predict, tokenize
+from drone.lab.cache import cache_folder, cache_key, own_randomness, read_record
+
+FORMAT_VERSION = 2
+TEMPERATURE = 2.0  # softens a teacher's probabilities
+SOFT_TARGETS = "soft_targets"  # column of a teacher's outputs
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is fine-tuned. Linear warm-up and decay, AdamW, clipping at 1."""
+
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    warmup: float = 0.1  # share of all steps
+    weight_decay: float = 0.01
+    max_length: int = 128  # tokens; longer inputs are cut
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A fine-tuned model in eval mode, and where it came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    key: str  # SHA-256 over everything that went into it
+    seconds: float  # its training took, when it was trained; since a resume, if any
+    cached: bool
+
+
+def bfloat16_gains() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32.
+
+    One without such instructions emulates them, at a hundredth of the speed.
+    """
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+class _Progress(TrainerCallback):
+    """One line that advances with the steps and shows the loss."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        self.bar = progress.bar(total=state.max_steps, desc=self.title)
+        self.bar.update(state.global_step)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        self.bar.update(1)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        self.bar.close()
+
+
+def fine_tune(
+    encoder: str = "minilm",
+    task: str = "agreement",
+    *,
+    encoder_source: str = "embedded",
+    data_source: str = "embedded",
+    rows: int | None = None,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    cache: Path | None = None,
+) -> FineTuned:
+    """Fine-tune an encoder on a task's training split, or read it from the cache.
+
+    Args:
+        encoder: a name of `drone.models.ENCODERS`.
+        task: a name of `drone.data.TASKS`.
+        encoder_source: `embedded`, `local` or `hub`.
+        data_source: `embedded`, `local` or `hub`.
+        rows: train on so many rows, drawn at random with `seed`; None: on all.
+        seed: of the head, the draw, the order of the batches and dropout.
+        recipe: the hyperparameters; None: the defaults.
+        cache: a folder; None: `$DRONE_CACHE`, else `~/.cache/drone/fine-tuned`.
+
+    Returns:
+        The model in eval mode, float32. The same inputs give the same weights on the
+        same kind of processor. A hit in the cache is said aloud; a training that was
+        cut off goes on from its last epoch.
+
+    Raises:
+        ValueError: `rows` is below 1 or above what the split has; a damaged file in
+            the cache; and whatever `drone.data.load` and `drone.models.encoder` raise.
+    """
+    recipe = recipe or Recipe()
+    if task not in data.TASKS:
+        raise ValueError(f"no task {task!r}; there are {', '.join(data.TASKS)}.")
+    outputs = len(data.TASKS[task].labels or ("score",))
+    train = data.load(task, data_source, splits=["train"])["train"]
+    if rows is not None:
+        train = data.sample(train, rows, seed)
+    model, tokenizer = encoders.encoder(
+        encoder, encoder_source, num_labels=outputs, seed=seed
+    )
+    bf16 = bfloat16_gains()
+    inputs = {
+        "format": FORMAT_VERSION,
+        "encoder": encoder,
+        "weights": encoders.ENCODERS[encoder].sha256,
+        "task": task,
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "bfloat16": bf16,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    key = cache_key(inputs, train)
+    folder = cache_folder(cache, key)
+    cached = folder.is_dir()
+    if cached:
+        print(f"cache hit: {encoder} on {task}, seed {seed}, key {key[:12]}")
+    else:
+        rows_ = tokenize(train, tokenizer, task, recipe.max_length)
+        with own_randomness():
+            _train(model, tokenizer, rows_, f"fine-tune on {task}", folder, inputs)
+    record = read_record(folder, inputs)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return FineTuned(model.eval(), tokenizer, key, record["seconds"], cached)
+
+
+def retrain(
+    model: PreTrainedModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    teacher: PreTrainedModel | None = None,
+    logits: np.ndarray | None = None,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    cache: Path | None = None,
+) -> FineTuned:
+    """Train a model on, such as a compressed one; its low-rank factors stay low-rank.
+
+    Args:
+        model: a classifier or regression; it is left as it was.
+        rows: of the training split, from `tokenize`.
+        tokenizer: pads each batch.
+        teacher: learn its outputs instead of the labels. Classes: the cross-entropy
+            to its probabilities, both softened by the temperature 2. One output: the
+            squared difference. Its outputs are computed once, before the training.
+        logits: the teacher's outputs themselves, (rows, outputs), from `predict`: for
+            a teacher with another tokenizer. Not together with `teacher`.
+        seed: of the order of the batches and dropout.
+        recipe: the hyperparameters (its `max_length` is the rows'); None: the defaults.
+        cache: as in `fine_tune`; the key holds the weights the training starts from
+            and the teacher's outputs too.
+
+    Returns:
+        A trained copy in eval mode.
+
+    Raises:
+        ValueError: a teacher and logits too, another number of outputs or rows than
+            the model's and the data's; a damaged file in the cache.
+    """
+    recipe = recipe or Recipe()
+    if teacher is not None and logits is not None:
+        raise ValueError("a teacher and its logits: give one of them.")
+    if teacher is not None:
+        logits = predict(teacher, rows, tokenizer)
+    if logits is not None:
+        count, outputs = len(rows), model.config.num_labels
+        if logits.shape != (count, outputs):
+            raise ValueError(
+                f"the teacher has {logits.shape[1]} outputs for {logits.shape[0]} "
+                f"rows, the model {outputs} for {count}."
+            )
+        rows = rows.add_column(SOFT_TARGETS, logits.tolist())
+    inputs = {
+        "format": FORMAT_VERSION,
+        "start": tensors_sha256(model.state_dict()),
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "bfloat16": bfloat16_gains(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    key = cache_key(inputs, rows)
+    folder = cache_folder(cache, key)
+    cached = folder.is_dir()
+    if cached:
+        print(f"cache hit: retrained, seed {seed}, key {key[:12]}")
+    else:
+        with own_randomness():
+            _train(model, tokenizer, rows, "retrain", folder, inputs)
+    record = read_record(folder, inputs)
+    trained = copy.deepcopy(model)
+    trained.load_state_dict(load_file(folder / "model.safetensors"))
+    return FineTuned(trained.eval(), tokenizer, key, record["seconds"], cached)
+
+
+class _SoftTrainer(Trainer):
+    """Learns a teacher's outputs, which the rows carry, instead of the labels."""
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any
+    ) -> Tensor:
+        soft = inputs.pop(SOFT_TARGETS)
+        inputs.pop("labels")
+        return teacher_loss(model(**inputs).logits, soft)
+
+
+def teacher_loss(logits: Tensor, told: Tensor) -> Tensor:
+    """Say how far opinions are from a teacher's: what `retrain` minimizes.
+
+    Args:
+        logits: the model's, (rows, outputs).
+        told: the teacher's, (rows, outputs).
+
+    Returns:
+        A number. Classes: the cross-entropy to the teacher's probabilities, both
+        softened by the temperature 2, times its square (Hinton et al., 2015). One
+        output: the mean squared difference.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if logits.shape != told.shape:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and the teacher's {tuple(told.shape)}; "
+            "one shape, (rows, outputs), is needed."
+        )
+    if logits.shape[-1] == 1:
+        return F.mse_loss(logits, told)
+    target = (told / TEMPERATURE).softmax(-1)
+    # times T²: the gradient's size does not depend on the temperature
+    return TEMPERATURE**2 * F.cross_entropy(logits / TEMPERATURE, target)
+
+
+def choose_rate(
+    model: PreTrainedModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    logits: np.ndarray,
+    held: int,
+    rates: Sequence[float],
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    cache: Path | None = None,
+) -> float:
+    """Choose the learning rate of a retraining, by rows kept out of it.
+
+    At every rate the model is retrained on a teacher's outputs, on all but the last
+    `held` rows; the best rate leaves the least `teacher_loss` on those. No labels and
+    no development rows take part. Chapters 7 and 8.
+
+    Args:
+        model: as in `retrain`; it is left as it was.
+        rows: of the training split, from `tokenize`.
+        tokenizer: pads each batch.
+        logits: the teacher's outputs on all `rows`, (rows, outputs).
+        held: how many rows, the last ones, judge.
+        rates: learning rates to try; of equals the first is chosen.
+        seed: as in `retrain`.
+        recipe: the other hyperparameters.
+        cache: as in `retrain`: the model of the chosen rate is in it afterwards.
+
+    Returns:
+        One of `rates`.
+
+    Raises:
+        ValueError: no rates; `held` leaves no row to train or to judge on; and what
+            `retrain` raises.
+    """
+    if not rates or not 0 < held < len(rows):
+        raise ValueError(
+            f"{len(rates)} rates, {held} of {len(rows)} rows held back; at least one "
+            "rate is needed, and at least one row on either side."
+        )
+    kept = len(rows) - held
+    judges = rows.select(range(kept, len(rows)))
+    told = torch.from_numpy(logits[kept:])
+    losses = {}
+    for rate in rates:
+        taught = retrain(
+            model,
+            rows.select(range(kept)),
+            tokenizer,
+            logits=logits[:kept],
+            seed=seed,
+            recipe=replace(recipe or Recipe(), learning_rate=rate),
+            cache=cache,
+        ).model
+        said = torch.from_numpy(predict(taught, judges, tokenizer))
+        losses[rate] = float(teacher_loss(said, told))
+    return min(losses, key=losses.__getitem__)
+
+
+def _train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    title: str,
+    folder: Path,
+    inputs: Mapping[str, Any],
+) -> None:
+    """Train a copy and write `folder` whole; checkpoints wait beside it until then."""
+    # A copy: with bfloat16 Trainer leaves the forward it wrapped in it for good.
+    model = copy.deepcopy(model)
+    recipe, seed = Recipe(**inputs["recipe"]), inputs["seed"]
+    checkpoints = folder.with_name(folder.name + ".checkpoints")
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    steps = -(-len(rows) // recipe.batch_size) * recipe.epochs
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=round(recipe.warmup * steps),
+        weight_decay=recipe.weight_decay,
+        bf16=inputs["bfloat16"],
+        use_cpu=not torch.cuda.is_available(),  # else it refuses bfloat16 there
+        seed=seed,
+        save_strategy="epoch",
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
+        train_sampling_strategy="group_by_length",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,  # the soft targets are no input of the model
+    )
+    set_seed(seed)
+    kind = _SoftTrainer if SOFT_TARGETS in rows.column_names else Trainer
+    trainer = kind(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[_Progress(title)],
+    )
+    trainer.remove_callback(PrinterCallback)  # it would print a dict at the end
+    started = time.perf_counter()
+    with progress.quiet():
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
+    seconds = time.perf_counter() - started
+    with whole_folder(folder) as temporary:
+        weights = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
+        save_file(weights, temporary / "model.safetensors")
+        record = {
+            "inputs": inputs,
+            "seconds": round(seconds, 1),
+            "sha256": sha256(temporary / "model.safetensors"),
+        }
+        (temporary / "record.json").write_text(json.dumps(record, indent=2))
+    shutil.rmtree(checkpoints)

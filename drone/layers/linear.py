@@ -1,0 +1,127 @@
+"""What replaces a dense module."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from drone.math.factorize import Factorization, break_even_rank, check_rank, factorize
+
+
+class LowRankLinear(nn.Module):
+    """Two thin products in place of one: y = left (right x) + bias. Chapter 1.
+
+    Attributes:
+        right: (rank, in), applied first.
+        left: (out, rank), applied second.
+        bias: (out,) or None.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
+        """Wrap the factors as they are: shapes (out, rank), (rank, in) and (out,).
+
+        Raises:
+            ValueError: the shapes do not fit each other.
+        """
+        super().__init__()
+        shapes = [tuple(t.shape) for t in (left, right)]
+        if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+            raise ValueError(
+                f"left and right have shapes {shapes[0]} and {shapes[1]}; "
+                "(out, rank) and (rank, in) are needed."
+            )
+        if bias is not None and bias.shape != left.shape[:1]:
+            raise ValueError(
+                f"the bias has shape {tuple(bias.shape)}; ({left.shape[0]},) is needed."
+            )
+        self.right = nn.Parameter(right)
+        self.left = nn.Parameter(left)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, rank: int, factorization: Factorization | None = None
+    ) -> "LowRankLinear":
+        """Replace a dense layer by its best rank-`rank` factors.
+
+        Device, dtype, mode, `requires_grad` and the bias (or its absence) are
+        inherited; nothing is shared with `linear`.
+
+        Args:
+            linear: weight (out, in).
+            rank: from 1 to min(out, in).
+            factorization: of `linear.weight`; None computes it.
+
+        Raises:
+            ValueError: the rank is not allowed, or the factorization is of another
+                shape.
+        """
+        check_rank(rank, min(linear.weight.shape))
+        if factorization is None:
+            factorization = factorize(linear.weight)
+        if factorization.shape != tuple(linear.weight.shape):
+            raise ValueError(
+                "the factorization is of a "
+                f"{factorization.shape[0]}×{factorization.shape[1]} weight; "
+                f"this layer's is {linear.out_features}×{linear.in_features}."
+            )
+        left, right = factorization.truncate(rank)
+        bias = None if linear.bias is None else linear.bias.detach().clone()
+        new = cls(left, right, bias).train(linear.training)
+        new.right.requires_grad_(linear.weight.requires_grad)
+        new.left.requires_grad_(linear.weight.requires_grad)
+        if new.bias is not None:
+            new.bias.requires_grad_(linear.bias.requires_grad)
+        return new
+
+    @property
+    def in_features(self) -> int:
+        """Size of an input vector."""
+        return self.right.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Size of an output vector."""
+        return self.left.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension."""
+        return self.right.shape[0]
+
+    @property
+    def saves(self) -> bool:
+        """Whether the rank is at or below break-even."""
+        return self.rank <= break_even_rank(self.out_features, self.in_features)
+
+    @property
+    def dense_weight(self) -> Tensor:
+        """Ŵ = left @ right, (out, in)."""
+        return self.left @ self.right
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(…, in) → (…, rank) → (…, out)."""
+        return F.linear(F.linear(input, self.right), self.left, self.bias)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return (
+            f"in_features={self.in_features}, rank={self.rank}, "
+            f"out_features={self.out_features}, bias={self.bias is not None}"
+        )
+
+
+def linear_multiply_adds(module: nn.Module) -> int:
+    """Multiply-adds of one token through a dense or low-rank layer.
+
+    Raises:
+        TypeError: `module` is neither.
+    """
+    if isinstance(module, LowRankLinear):
+        return module.rank * (module.in_features + module.out_features)
+    if isinstance(module, nn.Linear):
+        return module.in_features * module.out_features
+    raise TypeError(f"{type(module).__name__}; Linear or LowRankLinear is needed.")
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of parameters of a module, each tensor counted once."""
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: moments and factorizations. No models, no files."""

@@ -1,0 +1,1 @@
+"""A whole model: calibrate, walk, compress, save."""

@@ -1,0 +1,66 @@
+"""Weights of 8 bits on top of thin ones, for a CPU."""
+
+import copy
+import warnings
+
+import torch
+from torch import nn
+
+from drone.layers.linear import LowRankLinear
+
+
+def as_linears(model: nn.Module) -> nn.Module:
+    """Return a copy with two `nn.Linear` in a row for each `LowRankLinear`.
+
+    For tools that know no other layer, such as quantizers and exporters. The outputs
+    are the same.
+    """
+    plain = copy.deepcopy(model)
+    if isinstance(plain, LowRankLinear):
+        return _two(plain)
+    for name, module in list(plain.named_modules()):
+        if isinstance(module, LowRankLinear):
+            plain.set_submodule(name, _two(module))
+    return plain
+
+
+def _two(module: LowRankLinear) -> nn.Sequential:
+    """Make R and L modules of their own: L (R x) + b."""
+    m, k, n = module.out_features, module.rank, module.in_features
+    first = nn.Linear(n, k, bias=False, device="meta")
+    second = nn.Linear(k, m, bias=module.bias is not None, device="meta")
+    first.weight, second.weight = module.right, module.left
+    if module.bias is not None:
+        second.bias = module.bias
+    return nn.Sequential(first, second).train(module.training)
+
+
+def int8(model: nn.Module) -> nn.Module:
+    """Return a copy whose linear layers keep 8-bit weights: dynamic quantization.
+
+    Each row of a weight matrix is kept as 8-bit integers with a scale of its own;
+    inputs are rounded to 8 bits as they arrive. Everything else stays as it is.
+    Chapters 8 and 9.
+
+    Args:
+        model: dense or compressed, float32, in eval mode, on a CPU.
+
+    Raises:
+        ValueError: the model is in training mode, or not float32.
+    """
+    if any(module.training for module in model.modules()):
+        raise ValueError("the model is in training mode; call its eval() first.")
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if dtypes - {torch.float32}:
+        odd = ", ".join(sorted(str(dtype) for dtype in dtypes))
+        raise ValueError(f"the model is in {odd}; float32 is needed.")
+    with warnings.catch_warnings():
+        # Deprecated in favour of the package torchao; this one needs no other package.
+        for words in ("torch.ao.quantization is", "torch.quantize_per"):
+            warnings.filterwarnings("ignore", words)
+        eight: nn.Module = torch.ao.quantization.quantize_dynamic(
+            as_linears(model),
+            # One scale for a whole matrix would let its largest row coarsen the rest.
+            {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig},
+        )
+    return eight.eval()

@@ -1,0 +1,1 @@
+"""Ranks for a whole model."""

@@ -1,0 +1,605 @@
+"""Modules of a whole model replaced, on tiny models with random weights."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from drone import (
+    AboveBreakEvenWarning,
+    LowRankLinear,
+    LowRankSelfAttention,
+    SecondMoment,
+    attention_blocks,
+    calibrate,
+    compress,
+    encoder_linears,
+    factorize,
+    factorize_attention,
+    factorize_modules,
+    report,
+)
+from drone.layers.attention import ATTENTION
+
+Batch = dict[str, Tensor]
+
+
+def full_ranks(model: nn.Module) -> dict[str, int]:
+    return {
+        name: min(linear.weight.shape)
+        for name, linear in encoder_linears(model).items()
+    }
+
+
+def storages(model: nn.Module) -> set[int]:
+    tensors = [*model.parameters(), *model.buffers()]
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+@pytest.fixture
+def first(tiny_model: PreTrainedModel) -> str:
+    """Name of the first encoder Linear: 32×32, break-even 15."""
+    return next(iter(encoder_linears(tiny_model)))
+
+
+def test_compress_returns_a_copy_and_leaves_the_model_bit_for_bit(
+    tiny_model: PreTrainedModel, first: str
+) -> None:
+    before = {k: v.clone() for k, v in tiny_model.state_dict().items()}
+    small = compress(tiny_model, {first: 4})
+    after = tiny_model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert not storages(tiny_model) & storages(small)
+    assert isinstance(small.get_submodule(first), LowRankLinear)
+    assert isinstance(tiny_model.get_submodule(first), nn.Linear)
+
+
+@pytest.mark.filterwarnings("ignore::drone.AboveBreakEvenWarning")
+def test_full_rank_gives_the_same_logits_on_a_padded_batch(
+    tiny_model: PreTrainedModel, padded_batch: dict[str, Tensor]
+) -> None:
+    small = compress(tiny_model, full_ranks(tiny_model))
+    with torch.inference_mode():
+        expected, found = tiny_model(**padded_batch), small(**padded_batch)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-5)
+
+
+def test_a_low_rank_changes_the_logits_and_pads_still_do_not(
+    tiny_model: PreTrainedModel, padded_batch: dict[str, Tensor]
+) -> None:
+    small = compress(tiny_model, {name: 1 for name in encoder_linears(tiny_model)})
+    alone = {k: v[2:, :3] for k, v in padded_batch.items()}  # row 2 has 3 tokens
+    with torch.inference_mode():
+        dense, found = tiny_model(**padded_batch).logits, small(**padded_batch).logits
+        torch.testing.assert_close(found[2:], small(**alone).logits)
+    assert not torch.allclose(dense, found, rtol=0, atol=1e-4)
+
+
+def test_ranks_may_be_empty(tiny_model: PreTrainedModel) -> None:
+    small = compress(tiny_model, {})
+    assert small is not tiny_model
+    assert not storages(tiny_model) & storages(small)
+
+
+@pytest.mark.parametrize("rank", [0, -3, 33, True, 4.0])
+def test_a_rank_that_is_not_allowed_is_refused_and_its_module_named(
+    tiny_model: PreTrainedModel, first: str, rank: object
+) -> None:
+    with pytest.raises(ValueError, match=first):
+        compress(tiny_model, {first: rank})  # type: ignore[dict-item]
+
+
+def test_an_unknown_module_is_refused_and_near_names_given(
+    tiny_model: PreTrainedModel, first: str
+) -> None:
+    with pytest.raises(ValueError, match=first) as error:
+        compress(tiny_model, {first + "z": 4})
+    assert repr(first + "z") in str(error.value)
+
+
+def test_a_module_that_is_no_linear_is_refused_and_named(
+    tiny_bert: PreTrainedModel,
+) -> None:
+    name = "bert.encoder.layer.0.output.LayerNorm"
+    with pytest.raises(ValueError, match=f"{name} is a LayerNorm"):
+        compress(tiny_bert, {name: 4})
+
+
+def test_a_replaced_module_is_not_replaced_again(
+    tiny_model: PreTrainedModel, first: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{first} is a LowRankLinear"):
+        compress(compress(tiny_model, {first: 4}), {first: 2})
+
+
+def test_above_break_even_is_warned_of_at_the_callers_line(
+    tiny_model: PreTrainedModel, first: str
+) -> None:
+    with pytest.warns(AboveBreakEvenWarning, match=first) as caught:
+        compress(tiny_model, {first: 16})  # 16 · 64 = 32²: no gain
+    assert [w.filename for w in caught] == [__file__]
+
+
+def test_at_break_even_nothing_is_warned_of(
+    tiny_model: PreTrainedModel, first: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AboveBreakEvenWarning)
+        compress(tiny_model, {first: 15})
+
+
+def test_report_says_what_was_replaced_and_counts_as_torch_does(
+    tiny_model: PreTrainedModel, first: str
+) -> None:
+    with pytest.warns(AboveBreakEvenWarning):
+        small = compress(tiny_model, {first: 4, second(tiny_model): 20})
+    table = report(small)
+    replaced = table.loc[first]
+    assert (replaced["rank"], replaced["out"], replaced["in"]) == (4, 32, 32)
+    assert replaced["multiply_adds"] == 4 * 64
+    assert replaced["multiply_adds_dense"] == 32 * 32
+    assert replaced["parameters"] == 4 * 64 + 32
+    assert replaced["parameters_dense"] == 32 * 32 + 32
+    assert replaced["note"] == "replaced"
+    assert "bigger" in table.loc[second(tiny_model), "note"]
+    others = table.drop([first, second(tiny_model)])
+    assert others["rank"].isna().all() and others["note"].str.contains("dense").all()
+    assert (others["parameters"] == others["parameters_dense"]).all()
+    # What the table does not list (embeddings, norms) is the same in both models.
+    saved = table["parameters_dense"].sum() - table["parameters"].sum()
+    assert tiny_model.num_parameters() - small.num_parameters() == saved
+    linears = [n for n, m in tiny_model.named_modules() if isinstance(m, nn.Linear)]
+    assert list(table.index) == linears
+
+
+def second(model: nn.Module) -> str:
+    return list(encoder_linears(model))[1]
+
+
+def test_report_of_an_untouched_model_has_no_rank(tiny_model: PreTrainedModel) -> None:
+    assert report(tiny_model)["rank"].isna().all()
+
+
+def test_a_bfloat16_model_stays_one_and_full_rank_is_near(
+    tiny_model: PreTrainedModel, padded_batch: dict[str, Tensor]
+) -> None:
+    model = tiny_model.to(torch.bfloat16)
+    with pytest.warns(AboveBreakEvenWarning):
+        small = compress(model, full_ranks(model))
+    assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+    with torch.inference_mode():
+        expected, found = model(**padded_batch).logits, small(**padded_batch).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-2)
+
+
+def test_a_weight_that_is_not_finite_is_named(tiny_bert: PreTrainedModel) -> None:
+    name = next(iter(encoder_linears(tiny_bert)))
+    tiny_bert.get_submodule(name).weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=name):
+        compress(tiny_bert, {name: 4})
+
+
+def test_a_rank_computed_with_numpy_is_allowed(tiny_bert: PreTrainedModel) -> None:
+    name = next(iter(encoder_linears(tiny_bert)))
+    assert compress(tiny_bert, {name: np.int64(4)}).get_submodule(name).rank == 4
+
+
+def test_a_model_without_linear_layers_has_no_report() -> None:
+    with pytest.raises(ValueError, match="no Linear"):
+        report(nn.Sequential(nn.ReLU()))
+
+
+# --- with moments, and attention blocks ------------------------------------------
+
+
+@pytest.fixture
+def batches() -> list[Batch]:
+    """Four batches of three rows of 5 to 12 tokens, padded with 1."""
+    found = []
+    for _ in range(4):
+        mask = (torch.arange(12) < torch.randint(5, 13, (3, 1))).long()
+        ids = torch.randint(5, 100, (3, 12)) * mask + (1 - mask)
+        found.append({"input_ids": ids, "attention_mask": mask})
+    return found
+
+
+def source_of(model: nn.Module, name: str) -> str:
+    """The Linear whose inputs matter for a module: a block's are its query's."""
+    names = ATTENTION.get(type(model.get_submodule(name)).__name__)
+    return name if names is None else f"{name}.{names.query}"
+
+
+def whole_plan(model: nn.Module) -> dict[str, int]:
+    """Each block, and each Linear that is not in it as query or key, as they run."""
+    taken = {}
+    for name, block in attention_blocks(model).items():
+        names = ATTENTION[type(block).__name__]
+        taken[f"{name}.{names.query}"], taken[f"{name}.{names.key}"] = name, None
+    plan = {taken.get(n, n): 10 for n in encoder_linears(model)}
+    plan.pop(None, None)
+    return {n: 3 if n in attention_blocks(model) else rank for n, rank in plan.items()}
+
+
+def test_each_module_gets_the_truncated_factors_of_its_own_moment(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    plan, moments = whole_plan(family), calibrate(family, batches)
+    small = compress(family, plan, moments)
+    for name, rank in plan.items():
+        old, new = family.get_submodule(name), small.get_submodule(name)
+        if isinstance(old, nn.Linear):
+            left, right = factorize(old.weight, moments[name]).truncate(rank)
+            assert torch.equal(new.left, left) and torch.equal(new.right, right)
+            assert torch.equal(new.bias, old.bias)
+        else:
+            names = ATTENTION[type(old).__name__]
+            query, key = getattr(old, names.query), getattr(old, names.key)
+            moment = moments[f"{name}.{names.query}"]
+            parts = factorize_attention(query, key, 4, moment).truncate(rank)
+            thin = getattr(new, names.query), getattr(new, names.key)
+            found = [p for layer in thin for p in (layer.weight, layer.bias)]
+            assert all(map(torch.equal, found, parts))
+
+
+def test_a_missing_moment_names_the_module_and_what_is_missing(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    (block, *_), linear = attention_blocks(family), list(encoder_linears(family))[-1]
+    moments = calibrate(family, batches)
+    for name in (block, linear):
+        source = source_of(family, name)
+        rest = {n: m for n, m in moments.items() if n != source}
+        with pytest.raises(
+            ValueError, match=f"^{name}: there is no moment for {source}"
+        ):
+            compress(family, {name: 3}, rest)
+
+
+def test_a_moment_that_does_not_fit_names_the_module(family: PreTrainedModel) -> None:
+    (block, *_) = attention_blocks(family)
+    query = source_of(family, block)
+    small = SecondMoment(5)
+    small.update(torch.randn(9, 5))
+    for name in (block, query):
+        with pytest.raises(ValueError, match=f"^{name}: .*32"):
+            compress(family, {name: 3}, {query: small})
+
+
+def test_a_block_and_its_own_query_or_key_cannot_both_have_a_rank(
+    family: PreTrainedModel,
+) -> None:
+    for name, block in attention_blocks(family).items():
+        names = ATTENTION[type(block).__name__]
+        for part in (f"{name}.{names.query}", f"{name}.{names.key}"):
+            for ranks in ({name: 3, part: 4}, {part: 4, name: 3}):
+                with pytest.raises(ValueError, match=f"{part} has a rank, and so has"):
+                    compress(family, ranks)
+
+
+@pytest.mark.parametrize("rank", [0, 9, True])
+def test_a_blocks_rank_is_at_most_the_head_size(
+    family: PreTrainedModel, rank: int
+) -> None:
+    (block, *_) = attention_blocks(family)
+    with pytest.raises(ValueError, match=f"{block}: .* 1 to 8"):
+        compress(family, {block: rank})
+
+
+def test_a_block_is_not_replaced_again(family: PreTrainedModel) -> None:
+    (block, *_) = attention_blocks(family)
+    small = compress(family, {block: 3})
+    with pytest.raises(ValueError, match=f"{block} is a LowRank"):
+        compress(small, {block: 2})
+    small = compress(family, {source_of(family, block): 3})
+    with pytest.raises(ValueError, match=f"{block}: .* replaced already"):
+        compress(small, {block: 2})
+
+
+def test_given_factorizations_are_used_and_give_the_identical_model(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    plan, moments = whole_plan(family), calibrate(family, batches)
+    anew = compress(family, plan, moments).state_dict()
+    known = factorize_modules(family, plan, moments)
+    assert list(known) == list(plan)
+    # Without moments: had it decomposed again, that would be another model.
+    given = compress(family, plan, factorizations=known).state_dict()
+    assert list(given) == list(anew)
+    assert all(torch.equal(given[name], anew[name]) for name in anew)
+
+
+def test_a_left_out_factorization_is_computed_from_the_moments(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    plan, moments = whole_plan(family), calibrate(family, batches)
+    known = factorize_modules(family, list(plan)[:1], moments)
+    found = compress(family, plan, moments, factorizations=known).state_dict()
+    expected = compress(family, plan, moments).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_factorization_of_another_kind_or_shape_is_refused_and_named(
+    tiny_bert: PreTrainedModel,
+) -> None:
+    (block, *_) = attention_blocks(tiny_bert)
+    wide = next(n for n in encoder_linears(tiny_bert) if "intermediate" in n)
+    known = factorize_modules(tiny_bert, [block, wide])
+    for name, other in [
+        (wide, block),
+        (block, wide),
+        (source_of(tiny_bert, block), wide),
+    ]:
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            compress(tiny_bert, {name: 3}, factorizations={name: known[other]})
+
+
+def test_the_report_shows_a_blocks_queries_and_keys_at_its_rank(
+    family: PreTrainedModel,
+) -> None:
+    (name, block), *_ = attention_blocks(family).items()
+    names = ATTENTION[type(block).__name__]
+    small = compress(family, {name: 3, f"{name}.{names.value}": 5})
+    table = report(small)
+    for part in (names.query, names.key):
+        row = table.loc[f"{name}.{part}"]
+        assert (row["rank"], row["out"], row["in"]) == (3, 32, 32)
+        assert row["multiply_adds"] == 3 * 4 * 32 and row["parameters"] == 12 * 33
+        assert row["multiply_adds_dense"] == 32 * 32
+        assert row["parameters_dense"] == 32 * 33
+        assert row["note"] == "replaced: 3 of 8 numbers a head"
+    value = table.loc[f"{name}.{names.value}"]
+    assert (value["rank"], value["note"]) == (5, "replaced")
+    assert table["rank"].notna().sum() == 3
+    assert list(table.index) == list(report(family).index)
+    saved = table["parameters_dense"].sum() - table["parameters"].sum()
+    assert family.num_parameters() - small.num_parameters() == saved
+
+
+# --- in order: each module for the inputs it then gets ---------------------------
+
+
+def step_by_step(
+    model: PreTrainedModel, plan: dict[str, int], batches: list[Batch]
+) -> PreTrainedModel:
+    """Algorithm 1 as it is told: calibrate all anew before each module's turn."""
+    for name, rank in plan.items():
+        moments = calibrate(model, batches, [source_of(model, name)])
+        model = compress(model, {name: rank}, moments)
+    return model
+
+
+def thin_products(model: nn.Module) -> dict[str, Tensor]:
+    """What does not depend on signs: products of factors, of queries and keys."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LowRankLinear):
+            found[name] = module.dense_weight.detach()
+        if isinstance(module, LowRankSelfAttention):
+            query, key = (
+                torch.cat([layer.weight, layer.bias[:, None]], 1).view(4, -1, 33)
+                for part in module.projections
+                for layer in [module.get_submodule(part)]
+            )
+            found[name] = (query.mT @ key).detach()
+    return found
+
+
+def distance(found: nn.Module, expected: nn.Module) -> dict[str, float]:
+    a, b = thin_products(found), thin_products(expected)
+    assert list(a) == list(b)
+    return {name: float((a[name] - b[name]).norm() / b[name].norm()) for name in a}
+
+
+@pytest.mark.parametrize("only", ["blocks", "linears", "both", "some"])
+def test_in_order_each_module_is_fitted_above_the_compressed_ones(
+    family: PreTrainedModel, batches: list[Batch], only: str
+) -> None:
+    blocks = attention_blocks(family)
+    plan = {
+        "blocks": {name: 3 for name in blocks},
+        "linears": {name: 10 for name in encoder_linears(family)},
+        "both": whole_plan(family),
+        "some": dict(list(whole_plan(family).items())[2:-1:2]),
+    }[only]
+    # They are told in any order and must be done in the order they run.
+    told = dict(reversed(plan.items()))
+    found = compress(family, told, batches=batches, sequential=True)
+    expected = step_by_step(family, plan, batches)
+    assert max(distance(found, expected).values()) < 1e-5
+    # All at once is another model: the test would see moments of the dense one.
+    at_once = compress(family, plan, calibrate(family, batches))
+    assert max(distance(at_once, expected).values()) > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore::drone.AboveBreakEvenWarning")
+def test_in_order_at_full_rank_is_the_dense_model(
+    family: PreTrainedModel, batches: list[Batch], padded_batch: Batch
+) -> None:
+    linears, blocks = encoder_linears(family), attention_blocks(family)
+    plan = {
+        name: 8 if name in blocks else min(linears[name].weight.shape)
+        for name in whole_plan(family)
+    }
+    small = compress(family, plan, batches=batches, sequential=True)
+    with torch.inference_mode():
+        found, expected = small(**padded_batch).logits, family(**padded_batch).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_in_order_a_model_that_is_compressed_already_goes_on(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    plan = list(whole_plan(family).items())
+    below = step_by_step(family, dict(plan[:3]), batches)
+    found = compress(below, dict(plan[3:]), batches=batches, sequential=True)
+    expected = compress(family, dict(plan), batches=batches, sequential=True)
+    assert max(distance(found, expected).values()) < 1e-5
+
+
+def test_in_order_pads_do_not_count(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    plan = whole_plan(family)
+    expected = compress(family, plan, batches=batches, sequential=True)
+    for batch in batches:
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        batch["input_ids"] = torch.where(mask == 1, ids, 77)
+    found = compress(family, plan, batches=batches, sequential=True)
+    assert max(distance(found, expected).values()) < 1e-5
+
+
+def test_in_order_batches_are_read_once(
+    tiny_model: PreTrainedModel, batches: list[Batch]
+) -> None:
+    read = []
+
+    def generator() -> Iterator[Batch]:
+        for batch in batches:
+            read.append(batch)
+            yield batch
+
+    plan = whole_plan(tiny_model)
+    found = compress(tiny_model, plan, batches=generator(), sequential=True)
+    expected = compress(tiny_model, plan, batches=batches, sequential=True)
+    assert len(read) == len(batches)
+    assert set(distance(found, expected).values()) == {0.0}
+
+
+def state_of(model: nn.Module) -> tuple[dict[str, Tensor], list[object]]:
+    """Weights, and whatever a pass could leave behind: modes, hooks, gradients."""
+    rest = [
+        (name, m.training, len(m._forward_pre_hooks), len(m._forward_hooks))
+        for name, m in model.named_modules()
+    ]
+    return copy.deepcopy(model.state_dict()), rest
+
+
+def assert_same_state(model: nn.Module, before: tuple[object, ...]) -> None:
+    weights, rest = state_of(model)
+    assert rest == before[1]
+    assert all(torch.equal(weights[key], before[0][key]) for key in weights)
+
+
+def test_in_order_leaves_the_model_and_the_modes_as_they_were(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    family.train()
+    next(iter(encoder_linears(family).values())).eval()
+    before = state_of(family)
+    plan = whole_plan(family)
+    small = compress(family, plan, batches=batches, sequential=True)
+    assert_same_state(family, before)
+    assert not storages(family) & storages(small)
+    for name, module in small.named_modules():
+        assert not module._forward_pre_hooks and not module._forward_hooks
+        if name in dict(family.named_modules()):
+            assert module.training is family.get_submodule(name).training, name
+    assert all(p.requires_grad and p.grad is None for p in small.parameters())
+    assert torch.is_grad_enabled()
+    # In training, too, the inputs are collected without dropout.
+    expected = compress(family.eval(), plan, batches=batches, sequential=True)
+    assert set(distance(small, expected).values()) == {0.0}
+
+
+def test_in_order_an_error_leaves_the_model_as_it_was_and_is_told(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    family.train()
+    *_, last = encoder_linears(family)
+    family.get_submodule(last).weight.data[0, 0] = float("nan")
+    before = state_of(family)
+    with pytest.raises(ValueError, match=f"^{last}: "):
+        compress(family, whole_plan(family), batches=batches, sequential=True)
+    assert torch.is_grad_enabled()
+    weights, rest = state_of(family)
+    assert rest == before[1]
+    assert all(weights[k].equal(v) for k, v in before[0].items() if last not in k)
+
+
+def test_in_order_costs_about_two_forward_passes(
+    tiny_bert: PreTrainedModel, batches: list[Batch]
+) -> None:
+    multiplied = 0
+
+    def count(module: nn.Module, args: tuple[Tensor, ...], _: object) -> None:
+        # A thin layer is counted as the dense one it replaces.
+        nonlocal multiplied
+        if isinstance(module, nn.Linear | LowRankLinear):
+            tokens = args[0].numel() // module.in_features
+            multiplied += tokens * module.in_features * module.out_features
+
+    handle = nn.modules.module.register_module_forward_hook(count)
+    try:
+        with torch.no_grad():
+            for batch in batches * 4:
+                tiny_bert(**batch)
+        once, multiplied = multiplied, 0
+        plan = whole_plan(tiny_bert)
+        compress(tiny_bert, plan, batches=batches * 4, sequential=True)
+    finally:
+        handle.remove()
+    assert 1 < multiplied / once <= 3
+
+
+def test_in_order_needs_batches_with_masks_and_nothing_else(
+    tiny_bert: PreTrainedModel, batches: list[Batch]
+) -> None:
+    plan = whole_plan(tiny_bert)
+    moments = calibrate(tiny_bert, batches)
+    known = factorize_modules(tiny_bert, plan)
+    unmasked = [*batches, {"input_ids": batches[0]["input_ids"]}]
+    for arguments, message in [
+        ({"sequential": True}, "go together"),
+        ({"batches": batches}, "go together"),
+        ({"batches": [], "sequential": True}, "no batch"),
+        ({"batches": unmasked, "sequential": True}, "batch 4 has input_ids and no"),
+        (
+            {"moments": moments, "batches": batches, "sequential": True},
+            "collects its own moments",
+        ),
+        (
+            {"factorizations": known, "batches": batches, "sequential": True},
+            "collects its own moments",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            compress(tiny_bert, plan, **arguments)
+
+
+def test_in_order_refuses_a_module_outside_the_layers(
+    tiny_bert: PreTrainedModel, batches: list[Batch]
+) -> None:
+    with pytest.raises(ValueError, match=r"layer: classifier, bert\.pooler\.dense"):
+        compress(
+            tiny_bert,
+            {"classifier": 1} | whole_plan(tiny_bert) | {"bert.pooler.dense": 4},
+            batches=batches,
+            sequential=True,
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_model_in_half_precision_stays_one_and_is_near_at_high_ranks(
+    family: PreTrainedModel, batches: list[Batch], dtype: torch.dtype, sequential: bool
+) -> None:
+    model = family.to(dtype)
+    blocks = attention_blocks(model)
+    plan = {name: 8 if name in blocks else 15 for name in whole_plan(model)}
+    if sequential:
+        small = compress(model, plan, batches=batches, sequential=True)
+    else:
+        small = compress(model, plan, calibrate(model, batches))
+    assert {p.dtype for p in small.parameters()} == {dtype}
+    float32 = family.to(torch.float32)
+    exact = compress(float32, plan, calibrate(float32, batches))
+    with torch.inference_mode():
+        found, expected = small(**batches[0]).logits, exact(**batches[0]).logits
+    assert found.isfinite().all()
+    assert (found - expected).norm() < 0.2 * expected.norm()

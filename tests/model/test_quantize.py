@@ -1,0 +1,88 @@
+"""8-bit weights: what is replaced, and how far the outputs move."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import drone
+
+
+def make_model(bias=True):
+    torch.manual_seed(0)
+    thin = drone.LowRankLinear(
+        torch.randn(24, 4), torch.randn(4, 16), torch.randn(24) if bias else None
+    )
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), thin).eval()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_two_linears_in_a_row_give_the_same_outputs(bias):
+    model, x = make_model(bias), torch.randn(5, 8)
+    plain = drone.model.quantize.as_linears(model)
+    assert not any(isinstance(m, drone.LowRankLinear) for m in plain.modules())
+    assert torch.equal(plain(x), model(x))
+
+
+def test_a_low_rank_layer_alone_becomes_two():
+    thin = make_model()[2]
+    plain = drone.model.quantize.as_linears(thin)
+    assert [type(module) for module in plain] == [nn.Linear, nn.Linear]
+    x = torch.randn(3, 16)
+    assert torch.equal(plain(x), thin(x))
+
+
+def test_the_model_is_left_as_it_was():
+    model = make_model()
+    before = copy.deepcopy(model.state_dict())
+    drone.quantize.int8(model)
+    assert isinstance(model[2], drone.LowRankLinear)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_int8_moves_the_outputs_by_a_few_percent_and_not_at_all_nowhere():
+    model, x = make_model(), torch.randn(64, 8)
+    eight = drone.quantize.int8(model)
+    linears = [m for m in eight.modules() if hasattr(m, "scale")]
+    assert len(linears) == 3  # one dense, two of the thin one
+    with torch.no_grad():
+        moved = float((eight(x) - model(x)).norm() / model(x).norm())
+    assert 0 < moved < 0.05
+
+
+def test_the_weights_take_a_quarter_of_the_bytes(tmp_path):
+    model = nn.Sequential(nn.Linear(512, 512, bias=False)).eval()
+    eight = drone.quantize.int8(model)
+    (weight,) = [m.weight() for m in eight.modules() if hasattr(m, "scale")]
+    assert weight.dtype == torch.qint8
+    assert weight.int_repr().element_size() * 4 == model[0].weight.element_size()
+
+
+def test_a_large_row_does_not_coarsen_the_others():
+    model = nn.Sequential(nn.Linear(64, 32)).eval()
+    with torch.no_grad():
+        model[0].weight[0] *= 1000
+    (weight,) = [
+        m.weight() for m in drone.quantize.int8(model).modules() if hasattr(m, "scale")
+    ]
+    lost = (weight.dequantize() - model[0].weight).abs().amax(dim=1)
+    # rounding moves an entry by half a step, and a row has 127 steps each way
+    step = model[0].weight.detach().abs().amax(dim=1) / 127
+    assert (lost <= 0.51 * step).all()
+
+
+def test_no_warning_reaches_the_caller(recwarn):
+    drone.quantize.int8(make_model())
+    assert not list(recwarn)
+
+
+def test_a_model_in_training_mode_is_refused():
+    with pytest.raises(ValueError, match="training mode"):
+        drone.quantize.int8(make_model().train())
+
+
+def test_another_dtype_is_refused():
+    with pytest.raises(ValueError, match="bfloat16; float32"):
+        drone.quantize.int8(make_model().bfloat16())

@@ -1,0 +1,394 @@
+"""A model layer by layer: what is kept must give what a whole pass would give."""
+
+import copy
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+
+from drone import LowRankLinear, attention_blocks, calibrate, compress, encoder_linears
+from drone.layers.attention import ATTENTION
+from drone.model.adapters import encoder_layers
+from drone.model.calibrate import frozen
+from drone.model.walk import Walk, input_name, mean_loss
+
+Batch = dict[str, Tensor]
+
+
+@pytest.fixture
+def batches(family: PreTrainedModel, task: Callable[..., list[Batch]]) -> list[Batch]:
+    found = task(family)
+    found[1]["labels"][0] = -100  # a row the loss leaves out: batches weigh by labels
+    return found
+
+
+def everything(model: nn.Module) -> list[str]:
+    """All blocks, and all Linears of the layers that are not a query or key."""
+    blocks = attention_blocks(model)
+    taken = {
+        f"{name}.{part}"
+        for name, block in blocks.items()
+        for names in [ATTENTION[type(block).__name__]]
+        for part in (names.query, names.key)
+    }
+    return [*blocks, *(n for n in encoder_linears(model) if n not in taken)]
+
+
+def whole_loss(model: nn.Module, batches: list[Batch]) -> float:
+    """The mean over all labelled rows at once, from the logits of full passes."""
+    with torch.no_grad():
+        logits = torch.cat([model(**batch).logits for batch in batches])
+    labels = torch.cat([batch["labels"] for batch in batches])
+    kept = labels != -100
+    return float(nn.functional.cross_entropy(logits[kept].double(), labels[kept]))
+
+
+def layer_list(model: nn.Module) -> tuple[str, nn.Module]:
+    name = next(iter(encoder_layers(model))).rpartition(".")[0]
+    return name, model.get_submodule(name)
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(
+        len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()
+    )
+
+
+def thin(walk: Walk, name: str, rank: int) -> None:
+    """Replace a Linear by what plain SVD leaves of it."""
+    linear = walk.model.get_submodule(name)
+    walk.model.set_submodule(name, LowRankLinear.from_linear(linear, rank))
+
+
+# --- the loss --------------------------------------------------------------------
+
+
+def test_the_loss_in_front_of_every_layer_is_that_of_a_full_pass(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    expected = whole_loss(family, batches)
+    with frozen(family):
+        walk = Walk(family, batches, everything(family))
+        assert list(walk.layers) == list(encoder_layers(family))
+        for number in range(len(walk.layers)):
+            assert walk.number == number
+            assert walk.loss() == pytest.approx(expected, rel=1e-6)
+            walk.advance()
+        assert mean_loss(family, batches) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_loss_heeds_what_was_replaced_in_this_layer_those_below_and_above(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    *_, top = encoder_linears(family)
+    dense = whole_loss(family, batches)
+    with frozen(family):
+        walk = Walk(family, batches, everything(family))
+        thin(walk, top, 3)  # above all the way until the last layer is in front
+        seen = [dense]
+        for layer in walk.layers:
+            for name in [n for n in encoder_linears(family) if n.startswith(layer)]:
+                thin(walk, name, 2)
+                seen.append(walk.loss())
+                assert seen[-1] == pytest.approx(whole_loss(family, batches), rel=1e-6)
+            walk.advance()
+    assert len({round(loss, 9) for loss in seen}) > 6  # each replacement was felt
+
+
+def test_a_low_rank_block_is_walked_through_as_any_module(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    small = compress(family, {name: 2 for name in attention_blocks(family)})
+    expected = whole_loss(small, batches)
+    with frozen(small):
+        walk = Walk(small, batches, list(encoder_linears(family))[-1:])
+        for _ in walk.layers:
+            assert walk.loss() == pytest.approx(expected, rel=1e-6)
+            walk.advance()
+
+
+def test_only_this_layer_and_those_above_run(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    ran: list[str] = []
+    with frozen(family):
+        walk = Walk(family, batches, everything(family))
+        for name, layer in walk.layers.items():
+            layer.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+        first, second = walk.layers
+
+        def runs(act: Callable[[], object]) -> dict[str, int]:
+            ran.clear()
+            act()
+            return {name: ran.count(name) for name in (first, second)}
+
+        assert runs(walk.loss) == {first: 3, second: 3}
+        assert runs(lambda: walk.moments(walk.groups()[0])) == {first: 4, second: 0}
+        assert runs(walk.advance) == {first: 3, second: 0}
+        assert runs(walk.loss) == {first: 0, second: 3}
+        assert runs(walk.groups) == {first: 0, second: 1}
+        assert runs(walk.advance) == {first: 0, second: 3}
+
+
+def test_passes_through_a_layer_are_counted(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    with frozen(family):
+        walk = Walk(family, batches, everything(family))
+        assert walk.layer_forwards == 0
+        counts = []
+        for _ in range(2):
+            for act in (walk.loss, walk.loss, walk.groups):
+                act()
+                counts.append(walk.layer_forwards)
+            walk.moments(walk.groups()[1])
+            counts.append(walk.layer_forwards)
+            walk.advance()
+            counts.append(walk.layer_forwards)
+    assert counts == [2, 4, 4, 5, 6, 7, 8, 8, 9, 10]
+
+
+# --- groups and moments ----------------------------------------------------------
+
+
+def test_the_groups_of_a_layer_are_the_modules_with_one_input_as_they_run(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    told = list(reversed(everything(family)))  # in any order
+    with frozen(family):
+        walk = Walk(family, batches, told)
+        for layer in walk.layers:
+            groups = walk.groups()
+            (block,) = [n for n in attention_blocks(family) if n.startswith(layer)]
+            value = ATTENTION[type(family.get_submodule(block)).__name__].value
+            assert set(groups[0]) == {block, f"{block}.{value}"}
+            # Each Linear comes once, the narrow ones before the wide as they run.
+            rest = [n for n in encoder_linears(family) if n.startswith(layer)][3:]
+            assert groups[1:] == [[name] for name in rest]
+            walk.advance()
+
+
+def test_a_layer_without_a_module_of_interest_has_no_group(
+    tiny_bert: PreTrainedModel, task: Callable[..., list[Batch]]
+) -> None:
+    names = [n for n in encoder_linears(tiny_bert) if ".layer.1." in n]
+    with frozen(tiny_bert):
+        walk = Walk(tiny_bert, task(tiny_bert), names)
+        assert walk.groups() == []
+        walk.advance()
+        first, *rest = walk.groups()
+    assert first == names[:3] and rest == [[name] for name in names[3:]]
+
+
+def test_moments_are_those_of_calibration(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    names = everything(family)
+    sources = {name: input_name(family.get_submodule(name), name) for name in names}
+    expected = calibrate(family, batches, sources.values())
+    seen = []
+    with frozen(family):
+        walk = Walk(family, batches, names)
+        for _ in walk.layers:
+            for group in walk.groups():
+                found = walk.moments(group)
+                assert list(found) == [sources[name] for name in group]
+                for source, moment in found.items():
+                    assert moment.count == expected[source].count
+                    for one, other in [
+                        (moment.matrix, expected[source].matrix),
+                        (moment.total, expected[source].total),
+                    ]:
+                        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+                seen += group
+            walk.advance()
+    assert sorted(seen) == sorted(names)
+    real = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    assert {moment.count for moment in expected.values()} == {real}
+
+
+def test_moments_are_of_the_model_as_it_now_is_below(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    names = everything(family)
+    dense = calibrate(family, batches)
+    with frozen(family):
+        walk = Walk(family, batches, names)
+        for _ in walk.layers:
+            for number, group in enumerate(walk.groups()):
+                (moment, *_) = walk.moments(group).values()
+                name = input_name(family.get_submodule(group[0]), group[0])
+                expected = calibrate(family, batches, [name])[name].matrix
+                torch.testing.assert_close(
+                    moment.matrix, expected, rtol=1e-6, atol=1e-6
+                )
+                changed = number > 0 or walk.number > 0
+                assert changed is not torch.allclose(
+                    moment.matrix, dense[name].matrix, rtol=1e-3, atol=1e-3
+                )
+                thin(walk, group[-1], 2)
+            walk.advance()
+
+
+# --- the model is whole again ----------------------------------------------------
+
+
+def test_the_model_is_whole_again_after_a_loss(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    name, layers = layer_list(family)
+    expected = whole_loss(family, batches)
+    with frozen(family):
+        walk = Walk(family, batches, everything(family))
+        for _ in range(2):
+            walk.loss()
+            walk.groups()
+            walk.moments(walk.groups()[-1])
+            assert family.get_submodule(name) is layers and len(layers) == 2
+            assert hooks(family) == 0
+            walk.advance()
+    assert whole_loss(family, batches) == expected
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_model_is_whole_again_if_a_pass_fails(
+    family: PreTrainedModel, batches: list[Batch], number: int
+) -> None:
+    name, layers = layer_list(family)
+    parts = list(layers)
+    expected = whole_loss(family, batches)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("on purpose")
+
+    with frozen(family):
+        walk = Walk(family, batches, everything(family))
+        for _ in range(number):
+            walk.advance()
+        group = walk.groups()[0]
+        handle = family.classifier.register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            walk.loss()
+        handle.remove()
+        handle = next(parts[number].children()).register_forward_pre_hook(fail)
+        for act in (lambda: walk.moments(group), walk.groups, walk.loss):
+            with pytest.raises(RuntimeError, match="on purpose"):
+                act()
+        handle.remove()
+        assert family.get_submodule(name) is layers and list(layers) == parts
+        assert hooks(family) == 0
+        assert walk.loss() == pytest.approx(expected, rel=1e-6)
+    assert whole_loss(family, batches) == expected
+
+
+def test_a_walk_that_cannot_begin_leaves_no_hook(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    del batches[1]["attention_mask"]
+    with pytest.raises(ValueError, match="batch 1 has input_ids and no attention_mask"):
+        Walk(family, batches, everything(family))
+    assert hooks(family) == 0
+
+
+def test_batches_are_read_once(family: PreTrainedModel, batches: list[Batch]) -> None:
+    def generator() -> Iterator[Batch]:
+        yield from batches
+
+    with frozen(family):
+        walk = Walk(family, generator(), everything(family))
+        assert walk.loss() == walk.loss() == mean_loss(family, batches)
+
+
+def test_a_model_that_returns_its_hidden_states_is_walked_through_too(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    family.config.output_hidden_states = True
+    before = copy.deepcopy(family)
+    with frozen(family):
+        walk = Walk(family, batches, everything(family))
+        assert walk.loss() == pytest.approx(whole_loss(before, batches), rel=1e-6)
+    with torch.no_grad():
+        found, expected = family(**batches[0]), before(**batches[0])
+    assert len(found.hidden_states) == len(expected.hidden_states) == 3
+    assert torch.equal(found.logits, expected.logits)
+
+
+# --- what is refused -------------------------------------------------------------
+
+
+def test_no_batch_is_refused(family: PreTrainedModel) -> None:
+    with pytest.raises(ValueError, match="at least one is needed"):
+        Walk(family, [], everything(family))
+    assert hooks(family) == 0
+
+
+def test_modules_outside_the_layers_are_refused_and_named(
+    tiny_bert: PreTrainedModel, task: Callable[..., list[Batch]]
+) -> None:
+    names = ["classifier", *everything(tiny_bert), "bert.pooler.dense"]
+    with pytest.raises(ValueError, match=r"layer: classifier, bert\.pooler\.dense;"):
+        Walk(tiny_bert, task(tiny_bert), names)
+
+
+def test_a_name_that_only_begins_like_a_layer_is_outside(
+    task: Callable[..., list[Batch]],
+) -> None:
+    deep = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=100,
+            hidden_size=8,
+            num_hidden_layers=11,
+            num_attention_heads=2,
+            intermediate_size=8,
+        )
+    ).eval()
+    name = "bert.encoder.layer.10.output.dense"  # layer 10, not layer 1
+    with frozen(deep):
+        walk = Walk(deep, task(deep), [name])
+        for _ in range(10):
+            assert walk.groups() == []
+            walk.advance()
+        assert walk.groups() == [[name]]
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no list"):
+        Walk(nn.Sequential(nn.Linear(2, 2)), [], [])
+
+
+def test_batches_without_labels_have_no_loss(
+    family: PreTrainedModel, batches: list[Batch]
+) -> None:
+    del batches[1]["labels"]
+    name, layers = layer_list(family)
+    with frozen(family):
+        walk = Walk(family, batches, everything(family))  # moments need none
+        walk.moments(walk.groups()[0])
+        for act in (walk.loss, lambda: mean_loss(family, batches)):
+            with pytest.raises(ValueError, match="batch 1 has no labels"):
+                act()
+    assert family.get_submodule(name) is layers
+
+
+def test_a_model_that_returns_no_loss_is_refused_and_named() -> None:
+    class Silent(nn.Module):
+        def forward(self, labels: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=labels)
+
+    with pytest.raises(ValueError, match="Silent returns no loss for batch 0"):
+        mean_loss(Silent(), [{"labels": torch.ones(2)}])
+
+
+def test_each_label_counts_alike_and_those_left_out_do_not() -> None:
+    class Given(nn.Module):
+        def forward(self, value: float, labels: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(loss=torch.tensor(value))
+
+    batches = [
+        {"value": 1.0, "labels": torch.tensor([0, 1, 1])},
+        {"value": 5.0, "labels": torch.tensor([0, -100])},
+    ]
+    assert mean_loss(Given(), batches) == (3 * 1 + 1 * 5) / 4
