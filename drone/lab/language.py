@@ -258,7 +258,8 @@ def train(
     the seed and the epoch alone.
 
     Args:
-        model: the start; it is left as it was. Thin factors stay thin.
+        model: the start; it is left as it was. Thin factors stay thin. The copy is
+            trained on a GPU if there is one, and comes back there.
         ids: (tokens,) of the training split.
         validation: (tokens,); its perplexity is reported after each epoch.
         recipe: the hyperparameters; None: the defaults.
@@ -274,6 +275,9 @@ def train(
             last good epoch stays.
     """
     recipe = recipe or Recipe()
+    trained = copy.deepcopy(model)
+    if torch.cuda.is_available():
+        trained.to("cuda")
     inputs = {
         "format": FORMAT_VERSION,
         "start": tensors_sha256(model.state_dict()),
@@ -281,13 +285,12 @@ def train(
         "ids": tensors_sha256({"train": ids, "validation": validation}),
         "seed": seed,
         "recipe": asdict(recipe),
-        "bfloat16": bfloat16_gains(),
+        "bfloat16": bfloat16_gains(trained.device),
         "torch": torch.__version__,
     }
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     folder = cache_folder(cache, key)
     cached = folder.is_dir()
-    trained = copy.deepcopy(model)
     if cached:
         print(f"cache hit: language model, seed {seed}, key {key[:12]}")
     else:
@@ -379,7 +382,8 @@ def _epoch(
             group["lr"] = _learning_rate(step, recipe.epochs * len(cut), recipe)
         if states is not None:  # the state goes on, the gradient does not
             states = [(h.detach(), c.detach()) for h, c in states]
-        with torch.autocast(model.device.type, torch.bfloat16, bfloat16_gains()):
+        half = bfloat16_gains(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, half):
             output = model(
                 before.to(model.device), labels.to(model.device), states=states
             )

@@ -31,6 +31,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from drone import progress
+from drone.devices import multiplies_bfloat16
 from drone.files import sha256, tensors_sha256, whole_folder
 from drone.lab import data, encoders
 from drone.lab.batches import predict, tokenize
@@ -64,15 +65,11 @@ class FineTuned:
     cached: bool
 
 
-def bfloat16_gains() -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32.
-
-    One without such instructions emulates them, at a hundredth of the speed.
-    """
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+def bfloat16_gains(device: torch.device | str | None = None) -> bool:
+    """Whether training on a device gains by bfloat16; None: where `Trainer` trains."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return multiplies_bfloat16(device)
 
 
 class _Progress(TrainerCallback):

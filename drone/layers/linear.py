@@ -42,17 +42,18 @@ class LowRankLinear(nn.Module):
     ) -> "LowRankLinear":
         """Replace a dense layer by its best rank-`rank` factors.
 
-        Device, dtype, mode, `requires_grad` and the bias (or its absence) are
-        inherited; nothing is shared with `linear`.
+        Device, dtype, mode, `requires_grad` and the bias (or its absence) are those of
+        `linear`; nothing is shared with it.
 
         Args:
             linear: weight (out, in).
             rank: from 1 to min(out, in).
-            factorization: of `linear.weight`; None computes it.
+            factorization: of `linear.weight`, made on any device and in any dtype;
+                None computes it.
 
         Raises:
-            ValueError: the rank is not allowed, or the factorization is of another
-                shape.
+            ValueError: the rank is not allowed, the factorization is of another shape,
+                or a factor does not fit into the dtype.
         """
         check_rank(rank, min(linear.weight.shape))
         if factorization is None:
@@ -63,7 +64,7 @@ class LowRankLinear(nn.Module):
                 f"{factorization.shape[0]}×{factorization.shape[1]} weight; "
                 f"this layer's is {linear.out_features}×{linear.in_features}."
             )
-        left, right = factorization.truncate(rank)
+        left, right = factorization.truncate(rank, like=linear.weight)
         bias = None if linear.bias is None else linear.bias.detach().clone()
         new = cls(left, right, bias).train(linear.training)
         new.right.requires_grad_(linear.weight.requires_grad)
@@ -125,3 +126,16 @@ def linear_multiply_adds(module: nn.Module) -> int:
 def parameters(module: nn.Module) -> int:
     """Number of parameters of a module, each tensor counted once."""
     return sum(p.numel() for p in module.parameters())
+
+
+def moved(module: nn.Module, like: Tensor) -> nn.Module:
+    """Move a module, itself, to a tensor's device and dtype.
+
+    Raises:
+        ValueError: a number is beyond that dtype's range; a cast makes it infinite.
+    """
+    module.to(like.dtype)
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"{name} has a number that {like.dtype} cannot hold.")
+    return module.to(like.device)

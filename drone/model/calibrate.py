@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from drone import progress
+from drone.devices import to_device
 from drone.math.moments import SecondMoment
 from drone.model.adapters import encoder_linears, module_named
 
@@ -113,17 +114,6 @@ def mask_of(batch: Mapping[str, Any], number: int) -> Tensor | None:
             "would count as tokens."
         )
     return mask
-
-
-def to_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Move a batch's tensors to where the model is."""
-    first = next(model.parameters(), None)
-    return {
-        key: value.to(first.device)
-        if isinstance(value, Tensor) and first is not None
-        else value
-        for key, value in batch.items()
-    }
 
 
 @contextmanager

@@ -248,6 +248,8 @@ def _row(
     elif isinstance(parent, LowRankSelfAttention) and name in parent.projections:
         rank, out = parent.rank, parent.heads * parent.head_size
         note = f"replaced: {rank} of {parent.head_size} numbers a head"
+        if parent.leaves_fused_kernel:
+            note += "; slow here: not a multiple of 16 bytes"
     dense = out * module.in_features
     return {
         "out": out,

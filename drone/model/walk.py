@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from drone.devices import to_device
 from drone.layers.attention import ATTENTION
 from drone.math.moments import SecondMoment
 from drone.model.adapters import encoder_layers
-from drone.model.calibrate import Collector, mask_of, to_device, watch_inputs
+from drone.model.calibrate import Collector, mask_of, watch_inputs
 
 
 class _Reached(Exception):

@@ -36,7 +36,7 @@ def relative_errors(
     Of an attention block: of all logits of all heads. Shape (len(ranks) + 1,); zeros
     where there is nothing to lose.
     """
-    errors = factorization.errors.numpy()
+    errors = factorization.errors.cpu().numpy()
     squares = np.atleast_2d(errors**2).sum(axis=0)  # over heads, if there are any
     lost = np.append(squares[list(ranks)], 0.0)
     return lost / squares[0] if squares[0] > 0 else lost

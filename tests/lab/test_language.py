@@ -476,7 +476,7 @@ def test_the_key_changes_with_whatever_goes_into_the_training(
 def test_a_learning_rate_of_nothing_changes_nothing_and_every_token_is_seen_once(
     run: Run, corpus: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(language, "bfloat16_gains", lambda: False)
+    monkeypatch.setattr(language, "bfloat16_gains", lambda _: False)
     start = made(dropout=0.0)
     found = run(model=start, recipe=replace(RECIPE, learning_rate=0.0), ids=corpus[1:])
     assert equal(weights(found), start.state_dict())
@@ -508,7 +508,7 @@ def test_a_step_goes_down_the_gradient_and_no_further_than_the_clip(
     clip: float,
     clipped: bool,
 ) -> None:
-    monkeypatch.setattr(language, "bfloat16_gains", lambda: False)
+    monkeypatch.setattr(language, "bfloat16_gains", lambda _: False)
     start = made(dropout=0.0)
     ((before, labels),) = windows(corpus, 4, len(corpus))
     output = copy.deepcopy(start)
