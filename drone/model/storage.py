@@ -9,45 +9,23 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.quantizers.auto import (
-    register_quantization_config,
-    register_quantizer,
-)
+from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from drone.files import whole_folder
 from drone.layers.attention import LowRankSelfAttention, attention_heads, query_and_key
 from drone.layers.embedding import LowRankEmbedding
 from drone.layers.linear import LowRankLinear
 from drone.model.adapters import module_named
+from drone.model.ranks import (
+    METHOD,
+    DroneConfig,
+    LowRank,
+    low_rank_modules,
+    remember_ranks,
+    untie_replaced,
+)
 from drone.progress import quiet
-
-LowRank = LowRankLinear | LowRankSelfAttention | LowRankEmbedding
-FORMAT_VERSION = 1
-METHOD = "drone"  # what config.json calls it
-
-
-@register_quantization_config(METHOD)
-class DroneConfig(QuantizationConfigMixin):
-    """What config.json says of a compressed model. Read by transformers itself."""
-
-    def __init__(
-        self, ranks: dict[str, int], format_version: int = FORMAT_VERSION, **_: Any
-    ) -> None:
-        """Take {module name: rank} and the format's version.
-
-        Raises:
-            ValueError: the version is not the one this library reads.
-        """
-        if format_version != FORMAT_VERSION:
-            raise ValueError(
-                f"the model was saved in format {format_version}; this version of "
-                f"drone reads format {FORMAT_VERSION}."
-            )
-        self.quant_method = METHOD  # type: ignore[assignment]  # theirs is an Enum
-        self.format_version = format_version
-        self.ranks = ranks
 
 
 @register_quantizer(METHOD)
@@ -98,41 +76,6 @@ class DroneLoader(HfQuantizer):
     def is_trainable(self) -> bool:
         """Whether Trainer may train it."""
         return True
-
-
-def low_rank_modules(
-    model: nn.Module,
-) -> dict[str, LowRank]:
-    """Name the modules that have been replaced, in network order."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, LowRank)
-    }
-
-
-def remember_ranks(model: nn.Module) -> None:
-    """Write each replaced module's rank into a Hugging Face model's config.
-
-    With it, also a plain `save_pretrained`, or a checkpoint of Trainer, loads again.
-    """
-    if isinstance(model, PreTrainedModel) and low_rank_modules(model):
-        untie_replaced(model)
-        ranks = {name: module.rank for name, module in low_rank_modules(model).items()}
-        model.config.quantization_config = DroneConfig(ranks)
-
-
-def untie_replaced(model: nn.Module) -> None:
-    """Forget the ties of weights of which one is no longer there.
-
-    A decoder that shares the embedding's table is on its own once one of them is thin;
-    transformers would still look for the dense weight.
-    """
-    if isinstance(model, PreTrainedModel):
-        has = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        ties = model.all_tied_weights_keys
-        kept = {a: b for a, b in ties.items() if {a, b} <= has}
-        model.all_tied_weights_keys = kept
 
 
 def save(model: PreTrainedModel, folder: Path | str) -> None:
