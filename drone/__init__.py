@@ -26,6 +26,9 @@ from drone.model.compress import (
     factorize_modules,
     report,
 )
+from drone.model.inputs import prepare
+from drone.model.loss import OneClassWarning
+from drone.model.masks import LeftPaddingWarning, NoMaskWarning
 from drone.model.moment_files import load_moments, save_moments
 from drone.model.storage import load, save
 from drone.search import costs
@@ -64,10 +67,13 @@ __all__ = [
     "LSTMLanguageModel",
     "LSTMLayer",
     "LatencyReport",
+    "LeftPaddingWarning",
     "LowRankEmbedding",
     "LowRankLSTM",
     "LowRankLinear",
     "LowRankSelfAttention",
+    "NoMaskWarning",
+    "OneClassWarning",
     "RankPlan",
     "SecondMoment",
     "attention_blocks",
@@ -85,6 +91,7 @@ __all__ = [
     "load",
     "load_moments",
     "multiply_adds",
+    "prepare",
     "profile_modules",
     "quantize",
     "report",
