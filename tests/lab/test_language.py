@@ -478,12 +478,14 @@ def test_the_key_changes_with_whatever_goes_into_the_training(
     assert run(recipe=one).key == found[0].key
 
 
-def test_a_learning_rate_of_next_to_nothing_changes_nothing_and_every_token_is_seen_once(
+def test_next_to_no_learning_rate_changes_nothing_and_every_token_is_seen_once(
     run: Run, corpus: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(language, "bfloat16_gains", lambda: False)
     start = made(dropout=0.0)
-    found = run(model=start, recipe=replace(RECIPE, learning_rate=1e-30), ids=corpus[1:])
+    found = run(
+        model=start, recipe=replace(RECIPE, learning_rate=1e-30), ids=corpus[1:]
+    )
     before = start.state_dict()
     assert all(torch.allclose(weights(found)[k], before[k], 0, 1e-27) for k in before)
     # In training, too, the state goes on from window to window.
@@ -592,7 +594,9 @@ def test_a_training_that_was_cut_off_ends_with_the_same_numbers(
     assert not resumed.cached and resumed.key == whole.key
     assert equal(weights(resumed), weights(whole))
     assert numbers(resumed) == numbers(whole)
-    assert results(tmp_path / "cache") == [whole.key[:20]] and not kept(tmp_path / "cache")
+    assert results(tmp_path / "cache") == [whole.key[:20]] and not kept(
+        tmp_path / "cache"
+    )
 
 
 def test_a_training_cut_off_in_its_first_epoch_begins_again(
