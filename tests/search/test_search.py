@@ -803,7 +803,7 @@ def test_the_papers_search_reaches_a_speed_or_a_size_and_passes_it_little(
         assert wanted / 1.1 <= plan.weights_share <= wanted
     else:
         assert wanted <= plan.predicted_speedup <= wanted * 1.1
-    # Each trial is made once, whatever the number of walks, and the model is the plan's.
+    # Each trial is made once, whatever the number of walks; the model is the plan's.
     assert plan.trials == len(plan.trace)
     small = plan.apply(family)
     assert whole_loss(small, batches) == pytest.approx(plan.loss, rel=1e-5)
