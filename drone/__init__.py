@@ -22,7 +22,6 @@ from drone.model.adapters import attention_blocks, encoder_linears
 from drone.model.calibrate import calibrate
 from drone.model.compress import (
     AboveBreakEvenWarning,
-    compress,
     factorize_modules,
     report,
 )
@@ -33,7 +32,9 @@ from drone.model.moment_files import load_moments, save_moments
 from drone.model.storage import load, save
 from drone.search import costs
 from drone.search.algorithm2 import search_ranks
+from drone.search.goal import Goal
 from drone.search.plan import RankPlan
+from drone.search.verb import Compressed, compress
 from drone.timing import (
     LatencyReport,
     compare_latency,
@@ -62,7 +63,9 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "AboveBreakEvenWarning",
     "AttentionFactorization",
+    "Compressed",
     "Factorization",
+    "Goal",
     "LSTMConfig",
     "LSTMLanguageModel",
     "LSTMLayer",

@@ -42,12 +42,14 @@ class ModuleCosts:
             block: in the queries and keys.
         seconds: measured, of all its calls in one pass of the batch that was timed. Of
             a block: with its values (and output projection, where it has one) dense.
+        grid: all ranks that were measured, where `faster` has left some out; else ().
     """
 
     kind: str
     ranks: tuple[int, ...]
     weights: tuple[int, ...]
     seconds: tuple[float, ...]
+    grid: tuple[int, ...] = ()
 
     def option(self, rank: int | None) -> int:
         """Index of a rank in the lists; None: of the dense module, the last."""
@@ -62,6 +64,7 @@ class ModuleCosts:
             tuple(self.ranks[i] for i in kept),
             tuple(self.weights[i] for i in [*kept, dense]),
             tuple(self.seconds[i] for i in [*kept, dense]),
+            self.grid or self.ranks,
         )
 
 
@@ -114,6 +117,7 @@ class Costs:
                 tuple(each["ranks"]),
                 tuple(each["weights"]),
                 tuple(each["seconds"]),
+                tuple(each.get("grid", ())),  # plans of format 1 have none
             )
             for name, each in read["modules"].items()
         }

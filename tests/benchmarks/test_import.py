@@ -10,7 +10,7 @@ THEIRS = "import torch; from transformers import AutoConfig, AutoModel, PreTrain
 
 
 def processor_seconds(code: str) -> float:
-    """User and system time of a fresh interpreter: others on the machine do not count."""
+    """Return the seconds of a fresh interpreter; others on the machine do not count."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
