@@ -10,6 +10,9 @@ from drone.layers.attention import ATTENTION
 from drone.math.moments import SecondMoment
 from drone.model.adapters import encoder_layers
 from drone.model.calibrate import Collector, mask_of, to_device, watch_inputs
+from drone.model.loss import batch_loss, mean, mean_loss
+
+__all__ = ["Walk", "input_name", "mean_loss"]  # the last one lives in loss.py
 
 
 class _Reached(Exception):
@@ -150,7 +153,7 @@ class Walk:
                 entering["number"] = number
                 pairs.append(batch_loss(self.model, batch, number))
         self.layer_forwards += len(self.layers) - self.number
-        return _mean(pairs)
+        return mean(pairs)
 
     @contextmanager
     def _from_here(self) -> Iterator[dict[str, int]]:
@@ -188,43 +191,3 @@ def input_name(module: nn.Module, name: str) -> str:
     """Name of the Linear whose inputs matter: a block's are those of its query."""
     names = ATTENTION.get(type(module).__name__)
     return name if names is None else f"{name}.{names.query}"
-
-
-def batch_loss(
-    model: nn.Module, batch: Mapping[str, Any], number: int
-) -> tuple[float, int]:
-    """Return a batch's mean loss, and over how many labels it is a mean.
-
-    Raises:
-        ValueError: the batch has no labels or only -100, or the model returns no loss.
-    """
-    labels = batch.get("labels")
-    if labels is None:
-        raise ValueError(f"batch {number} has no labels; the loss needs them.")
-    loss = getattr(model(**batch), "loss", None)
-    if loss is None:
-        raise ValueError(f"{type(model).__name__} returns no loss for batch {number}.")
-    count = int((labels != -100).sum())  # -100 marks what the loss leaves out
-    if count == 0:
-        raise ValueError(f"batch {number}: every label is -100; there is no loss.")
-    return float(loss.detach()), count
-
-
-def mean_loss(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
-    """Mean loss of a model over batches, each label counting alike.
-
-    Use inside `frozen(model)`.
-
-    Raises:
-        ValueError: as `batch_loss`.
-    """
-    pairs = [
-        batch_loss(model, to_device(batch, model), number)
-        for number, batch in enumerate(batches)
-    ]
-    return _mean(pairs)
-
-
-def _mean(pairs: list[tuple[float, int]]) -> float:
-    """Mean of batch losses, each with its weight; the same bits wherever it is used."""
-    return sum(loss * count for loss, count in pairs) / sum(n for _, n in pairs)

@@ -13,8 +13,9 @@ from torch import nn
 from drone import progress
 from drone.model.calibrate import frozen
 from drone.model.compress import check_module, factorize_module, replace_module
+from drone.model.loss import mean_loss
 from drone.model.storage import remember_ranks
-from drone.model.walk import Walk, mean_loss
+from drone.model.walk import Walk
 from drone.search import rivals
 from drone.search.costs import GRID, Costs, measure, searchable
 from drone.search.plan import RankPlan

@@ -14,7 +14,8 @@ from drone.math.attention import AttentionFactorization
 from drone.math.factorize import Factorization
 from drone.model.calibrate import calibrate
 from drone.model.compress import factorize_modules, replace_module
-from drone.model.walk import Walk, input_name, mean_loss
+from drone.model.loss import mean_loss
+from drone.model.walk import Walk, input_name
 from drone.search.costs import Costs
 from drone.search.trials import (
     Found,
