@@ -18,15 +18,22 @@ from drone.math.factorize import (
 )
 from drone.math.moments import SecondMoment
 from drone.model import quantize
-from drone.model.adapters import attention_blocks, encoder_linears
+from drone.model.adapters import (
+    SkippedModuleWarning,
+    attention_blocks,
+    encoder_linears,
+)
 from drone.model.calibrate import calibrate
 from drone.model.compress import (
     AboveBreakEvenWarning,
+    BrokenTieWarning,
+    FewTokensWarning,
+    NothingReplacedWarning,
     compress,
     factorize_modules,
-    report,
 )
 from drone.model.moment_files import load_moments, save_moments
+from drone.model.report import report
 from drone.model.storage import load, save
 from drone.search import costs
 from drone.search.algorithm2 import search_ranks
@@ -59,7 +66,9 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "AboveBreakEvenWarning",
     "AttentionFactorization",
+    "BrokenTieWarning",
     "Factorization",
+    "FewTokensWarning",
     "LSTMConfig",
     "LSTMLanguageModel",
     "LSTMLayer",
@@ -68,8 +77,10 @@ __all__ = [
     "LowRankLSTM",
     "LowRankLinear",
     "LowRankSelfAttention",
+    "NothingReplacedWarning",
     "RankPlan",
     "SecondMoment",
+    "SkippedModuleWarning",
     "attention_blocks",
     "break_even_rank",
     "calibrate",

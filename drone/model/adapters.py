@@ -13,6 +13,8 @@ from drone.layers.linear import LowRankLinear, is_linear
 
 # Subclasses of nn.Linear that write its forward anew and compute the same.
 SAME_AS_LINEAR = ("FalconLinear",)
+# How transformers collects hidden states and attentions: carried over, not refused.
+CAPTURING = "output_capturing_hook"
 MERGE = "merge the adapter first: model.merge_and_unload()"
 
 
@@ -215,16 +217,16 @@ def why_not(model: nn.Module, name: str) -> str | None:
             "its forward was replaced on the instance; undo that first (accelerate: "
             "accelerate.hooks.remove_hook_from_submodules(model))"
         )
-    hooks = [
+    hooks = {
         getattr(hook, "__name__", type(hook).__name__)
         for kind in ("forward_pre", "forward", "backward_pre", "backward")
         for hook in getattr(module, f"_{kind}_hooks").values()
-    ]
+    } - {CAPTURING}
     if hooks:
         return (
-            f"it has hooks ({', '.join(hooks)}) that its replacement would not run; "
-            "remove them first (handle.remove(), torch.nn.utils.remove_weight_norm, "
-            "torch.nn.utils.prune.remove)"
+            f"it has hooks ({', '.join(sorted(hooks))}) that its replacement would not "
+            "run; remove them first (handle.remove(), "
+            "torch.nn.utils.remove_weight_norm, torch.nn.utils.prune.remove)"
         )
     if is_linear(module) and not _plain(module):
         kind = type(module).__name__

@@ -19,8 +19,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from drone.files import whole_folder
 from drone.layers.attention import LowRankSelfAttention, attention_heads, query_and_key
 from drone.layers.embedding import LowRankEmbedding
-from drone.layers.linear import LowRankLinear
-from drone.model.adapters import module_named
+from drone.layers.linear import LowRankLinear, as_linear, is_linear
+from drone.model.adapters import module_named, swap
 from drone.progress import quiet
 
 LowRank = LowRankLinear | LowRankSelfAttention | LowRankEmbedding
@@ -67,12 +67,8 @@ class DroneLoader(HfQuantizer):
         assert isinstance(self.quantization_config, DroneConfig)  # registered for it
         names = _names_in(model, self.quantization_config.ranks)
         # Blocks first: they take over the other projections, by the same names.
-        for name in sorted(
-            names, key=lambda n: isinstance(module_named(model, n), nn.Linear)
-        ):
-            model.set_submodule(
-                name, _skeleton(module_named(model, name), name, names[name])
-            )
+        for name in sorted(names, key=lambda n: is_linear(module_named(model, n))):
+            swap(model, name, _skeleton(module_named(model, name), name, names[name]))
         untie_replaced(model)
         if checkpoint_files:
             _check_tensors(model, names, [Path(file) for file in checkpoint_files])
@@ -114,12 +110,25 @@ def low_rank_modules(
 def remember_ranks(model: nn.Module) -> None:
     """Write each replaced module's rank into a Hugging Face model's config.
 
-    With it, also a plain `save_pretrained`, or a checkpoint of Trainer, loads again.
+    With it, also a plain `save_pretrained`, or a checkpoint of Trainer, loads again. Of
+    a wrapper (DataParallel, SentenceTransformer, a compiled model), into the config of
+    each Hugging Face model it holds.
     """
-    if isinstance(model, PreTrainedModel) and low_rank_modules(model):
-        untie_replaced(model)
-        ranks = {name: module.rank for name, module in low_rank_modules(model).items()}
-        model.config.quantization_config = DroneConfig(ranks)
+    for inner in _outermost_pretrained(model):
+        replaced = low_rank_modules(inner)
+        if replaced:
+            untie_replaced(inner)
+            ranks = {name: module.rank for name, module in replaced.items()}
+            inner.config.quantization_config = DroneConfig(ranks)
+
+
+def _outermost_pretrained(module: nn.Module) -> Iterator[PreTrainedModel]:
+    """Yield the Hugging Face models in a module, not those inside another of them."""
+    if isinstance(module, PreTrainedModel):
+        yield module
+        return
+    for child in module.children():
+        yield from _outermost_pretrained(child)
 
 
 def untie_replaced(model: nn.Module) -> None:
@@ -216,7 +225,8 @@ def _names_in(model: nn.Module, ranks: dict[str, int]) -> dict[str, int]:
 
 def _skeleton(dense: nn.Module, name: str, rank: int) -> LowRank:
     """Return a low-rank module in place of a dense one, its weights not read yet."""
-    if isinstance(dense, nn.Linear):
+    if is_linear(dense):
+        dense = as_linear(dense)
         weight = dense.weight
         left = weight.new_empty(dense.out_features, rank)
         right = weight.new_empty(rank, dense.in_features)
