@@ -32,6 +32,9 @@ from drone.model.compress import (
     compress,
     factorize_modules,
 )
+from drone.model.inputs import prepare
+from drone.model.loss import OneClassWarning
+from drone.model.masks import LeftPaddingWarning, NoMaskWarning
 from drone.model.moment_files import load_moments, save_moments
 from drone.model.report import report
 from drone.model.storage import load, save
@@ -73,11 +76,14 @@ __all__ = [
     "LSTMLanguageModel",
     "LSTMLayer",
     "LatencyReport",
+    "LeftPaddingWarning",
     "LowRankEmbedding",
     "LowRankLSTM",
     "LowRankLinear",
     "LowRankSelfAttention",
+    "NoMaskWarning",
     "NothingReplacedWarning",
+    "OneClassWarning",
     "RankPlan",
     "SecondMoment",
     "SkippedModuleWarning",
@@ -96,6 +102,7 @@ __all__ = [
     "load",
     "load_moments",
     "multiply_adds",
+    "prepare",
     "profile_modules",
     "quantize",
     "report",
