@@ -77,10 +77,12 @@ def tied_to(model: nn.Module, name: str) -> str | None:
     if module.tied_to is not None:
         return module.tied_to
     for prefix, inner in model.named_modules():
-        ties = getattr(inner, "get_expanded_tied_weights_keys", None)
-        if ties is None or not name.startswith(prefix):
+        # The class says what the config ties; the model forgets it when a tie breaks.
+        declared = getattr(type(inner), "_tied_weights_keys", None)
+        tying = getattr(getattr(inner, "config", None), "tie_word_embeddings", False)
+        if not isinstance(declared, dict) or not tying:
             continue
-        for one, other in ties(all_submodels=True).items():
+        for one, other in declared.items():
             if f"{prefix}.{one}".strip(".") == f"{name}.weight":
                 return f"{prefix}.{other}".strip(".").removesuffix(".weight")
     return None

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from drone.layers.attention import ATTENTION
 from drone.math.moments import SecondMoment
 from drone.model.adapters import encoder_layers, module_named, names_of
-from drone.model.calibrate import Collector, mask_of, to_device, watch_inputs
-from drone.model.loss import batch_loss, mean, mean_loss
+from drone.model.calibrate import Collector, probe, watch_inputs
+from drone.model.inputs import prepared, run
+from drone.model.loss import LossFunction, batch_loss, mean, mean_loss
+from drone.model.masks import Stream, Streams, mask_of
 
 __all__ = ["Walk", "input_name", "mean_loss"]  # the last one lives in loss.py
 
@@ -51,6 +53,7 @@ class Walk:
         batches: Iterable[Mapping[str, Any]],
         names: Iterable[str],
         layers: str | Iterable[str] | None = None,
+        loss: LossFunction | None = None,
     ) -> None:
         """Run the model up to its first layer, and on the first batch to its end.
 
@@ -59,21 +62,24 @@ class Walk:
             batches: keyword arguments of the model, as in `calibrate`; read once.
             names: of the modules of interest.
             layers: as in `encoder_layers`.
+            loss: as in `batch_loss`.
 
         Raises:
             ValueError: no batch, a mask that is missing, a name the model does not
                 have, a wrong name in `layers`.
         """
         self.model, self.number, self.layer_forwards = model, 0, 0
-        self.names = list(names)
+        self.names, self._loss_function = list(names), loss
         self.batches: list[dict[str, Any]] = []
-        self._masks: list[Tensor | None] = []
-        for number, batch in enumerate(batches):
-            self._masks.append(mask_of(batch, number))
-            self.batches.append(to_device(batch, model))
+        for number, batch in enumerate(prepared(batches, model)):
+            mask_of(batch, number)
+            self.batches.append(batch)
         if not self.batches:
             raise ValueError("no batch to calibrate on; at least one is needed.")
         self._states: list[Tensor] = []
+        self._streams: list[Stream | None] = [None] * len(self.batches)
+        self._layouts: dict[tuple[str, int], str] = {}
+        self._unmasked: dict[str, None] = {}
         # Layers that are walked one by one all get the same other arguments.
         self._rest: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.layers: dict[str, nn.Module] = {}
@@ -87,6 +93,8 @@ class Walk:
             self.layers = {"": model}
             self._inside = dict.fromkeys(self.names, "")
             self._states, self._rest = [], []
+            self._streams = [None] * len(self.batches)
+        self._learn_layouts()
 
     def _not_in_layers(self, layers: str | Iterable[str] | None) -> str:
         """Find the layers, and which of them each module is in; or say why not."""
@@ -116,6 +124,7 @@ class Walk:
 
     def _enter(self) -> None:
         """Keep what the first layer gets, of every batch."""
+        streams = Streams(self.model, self.names[:1])
 
         def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if args and isinstance(args[0], Tensor):
@@ -125,13 +134,33 @@ class Walk:
 
         handle = self._layer.register_forward_pre_hook(catch, with_kwargs=True)
         try:
-            for batch in self.batches:
-                try:
-                    self._whole(batch)
-                except _Reached:
-                    continue
+            with streams.watching():
+                for number, batch in enumerate(self.batches):
+                    streams.start(number, batch)
+                    try:
+                        self._whole(batch)
+                    except _Reached:
+                        self._streams[number] = streams.here()
         finally:
             handle.remove()
+
+    def _learn_layouts(self) -> None:
+        """Where a batch's shape leaves it open, see which axis of an input is which."""
+        sources = [input_name(self.model.get_submodule(n), n) for n in self.names]
+        streams = Streams(self.model, sources)
+        self._layouts = streams.layouts
+
+        def see(name: str, x: Tensor) -> None:
+            try:
+                streams.at(name, x)
+            except ValueError:
+                return  # of the probe nothing is counted
+
+        with streams.watching(), watch_inputs(self.model, dict.fromkeys(sources), see):
+            for number, batch in enumerate(self.batches):
+                streams.start(number, batch)
+                if streams.in_doubt():
+                    probe(self.model, batch, number, streams)
 
     def _prove(self) -> str:
         """Walk the first batch beside a whole pass; say where they part, if they do."""
@@ -175,7 +204,7 @@ class Walk:
     def _whole(self, batch: Mapping[str, Any]) -> Any:
         """Run the model as it is built at this moment."""
         with _uncached(self.model):
-            return self.model(**batch)
+            return run(self.model, batch)
 
     def _run(self, number: int) -> Any:
         """Run the layer in front on a batch's hidden states; or the whole model."""
@@ -234,14 +263,18 @@ class Walk:
         collector = Collector()
         stop = self._once[group[0]]  # one that is called again has more inputs
 
+        streams = Streams(self.model, sources[:1])
+        streams.layouts, streams.unmasked = self._layouts, self._unmasked
+
         def see(name: str, x: Tensor) -> None:
-            collector.see(name, x)
+            collector.see(name, x, *streams.at(name, x))
             if stop:
                 raise _Reached
 
-        with watch_inputs(self.model, sources[:1], see):
-            for number, mask in enumerate(self._masks):
-                collector.start(number, mask)
+        with streams.watching(), watch_inputs(self.model, sources[:1], see):
+            for number, batch in enumerate(self.batches):
+                streams.start(number, batch, self._streams[number])
+                collector.start(number)
                 try:
                     self._run(number)
                 except _Reached:
@@ -260,7 +293,8 @@ class Walk:
         with self._from_here() as entering, _uncached(self.model):
             for number, batch in enumerate(self.batches):
                 entering["number"] = number
-                pairs.append(batch_loss(self.model, batch, number))
+                pair = batch_loss(self.model, batch, number, self._loss_function)
+                pairs.append(pair)
         self.layer_forwards += len(self.layers) - self.number
         return mean(pairs)
 
@@ -299,6 +333,10 @@ class Walk:
                 self._states[number] = hidden
             self.layer_forwards += 1
         self.number += 1
+        if self.number == len(self.layers) and self._unmasked:
+            streams = Streams(self.model, [])
+            streams.unmasked = self._unmasked
+            streams.warn()
 
 
 def _hidden(output: Any) -> Tensor | None:
