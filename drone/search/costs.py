@@ -18,11 +18,16 @@ from drone.layers.attention import (
     attention_heads,
     query_and_key,
 )
-from drone.layers.linear import LowRankLinear, linear_multiply_adds
+from drone.layers.linear import (
+    LowRankLinear,
+    as_linear,
+    is_linear,
+    linear_multiply_adds,
+)
 from drone.layers.lstm import Recurrent
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import break_even_rank
-from drone.model.adapters import attention_blocks, encoder_linears, module_named
+from drone.model.adapters import encoder_linears, known_blocks, module_named
 from drone.timing import clock_of, time_calls
 
 # Shares of the largest rank that saves multiply-adds.
@@ -131,10 +136,7 @@ def searchable(model: nn.Module) -> list[str]:
     encoder layers.
     """
     linears = encoder_linears(model)
-    types = {type(module).__name__ for module in model.modules()}
-    if not types & set(ATTENTION):
-        return list(linears)
-    blocks = attention_blocks(model)
+    blocks = known_blocks(model)
     inside = {
         f"{name}.{part}"
         for name, block in blocks.items()
@@ -151,8 +153,8 @@ def largest_rank(module: nn.Module) -> int:
     Raises:
         ValueError: the module is neither a Linear nor a known, dense attention block.
     """
-    if isinstance(module, nn.Linear):
-        return break_even_rank(module.out_features, module.in_features)
+    if is_linear(module):
+        return break_even_rank(*as_linear(module).weight.shape)
     query, _ = query_and_key(module)
     return query.out_features // attention_heads(module) - 1
 
@@ -250,7 +252,7 @@ def measure(
 def _ranks(module: nn.Module, grid: Sequence[float]) -> tuple[int, ...]:
     """Return the ranks a module may have, where it is."""
     on_gpu = next(module.parameters()).device.type == "cuda"
-    heads = not isinstance(module, nn.Linear)
+    heads = not is_linear(module)
     return grid_ranks(largest_rank(module), grid, aligned=heads and on_gpu)
 
 
@@ -308,9 +310,9 @@ def _kind(module: nn.Module, inputs: list[_Input]) -> str:
         + (f" {seen.count} times" if seen.count > 1 else "")
         for seen in inputs
     )
-    if isinstance(module, nn.Linear):
+    if is_linear(module):
         bias = "" if module.bias is not None else ", no bias"
-        size = f"{module.out_features}×{module.in_features}"
+        size = "×".join(map(str, as_linear(module).weight.shape))
         return f"Linear {size}{bias} on {met}"
     query, _ = query_and_key(module)
     return (
@@ -322,7 +324,8 @@ def _kind(module: nn.Module, inputs: list[_Input]) -> str:
 def _thin(module: nn.Module, rank: int) -> nn.Module:
     """Make a module of this rank to be timed, where the dense one is."""
     draw = torch.Generator().manual_seed(rank)  # the caller's random state is kept
-    if isinstance(module, nn.Linear):
+    if is_linear(module):
+        module = as_linear(module)
         weight = module.weight
         left = torch.randn(weight.shape[0], rank, generator=draw).to(weight)
         right = torch.randn(rank, weight.shape[1], generator=draw).to(weight)
@@ -338,10 +341,10 @@ def _thin(module: nn.Module, rank: int) -> nn.Module:
 
 def _weights(module: nn.Module, rank: int | None) -> int:
     """Count the numbers in a module's matrices at a rank, or dense."""
-    if isinstance(module, nn.Linear):
+    if is_linear(module):
         if rank is None:
             return linear_multiply_adds(module)
-        return rank * (module.in_features + module.out_features)
+        return rank * sum(as_linear(module).weight.shape)
     query, _ = query_and_key(module)
     rows = query.out_features if rank is None else attention_heads(module) * rank
     return 2 * rows * query.in_features

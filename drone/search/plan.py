@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from drone.files import tensors_sha256
 from drone.layers.linear import moved
+from drone.model.adapters import swap
 from drone.model.calibrate import calibrate
 from drone.model.compress import compress
 from drone.model.storage import remember_ranks
@@ -97,7 +98,7 @@ class RankPlan:
         for name, module in self.modules.items():
             # The search may have run elsewhere, or in another dtype.
             weight = next(model.get_submodule(name).parameters())
-            small.set_submodule(name, moved(copy.deepcopy(module), weight))
+            swap(small, name, moved(copy.deepcopy(module), weight))
         for name, module in small.named_modules():  # the search ran in eval mode
             module.training = model.get_submodule(name).training
         remember_ranks(small)
