@@ -84,8 +84,7 @@ def aim(
         elif not above:
             knob = max(tried) * 3
         else:
-            low = max(below, key=tried.__getitem__)
-            high = min(above, key=tried.__getitem__)
+            low, high = max(below), min(above)
             share = (wanted - tried[low]) / (tried[high] - tried[low])
             # never next to an end: a curved function would creep
             knob = low * (high / low) ** min(max(share, 0.15), 0.85)

@@ -6,7 +6,7 @@ at a speed on the reference processor: it takes this table along.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,14 +28,16 @@ class Speeds:
         costs: of every module that some method replaces: the attention blocks, and
             all Linears of the layers, those inside a block too.
         layers: of the encoder.
-        layer: seconds of one encoder layer.
+        kept: layers of a shorter model that was timed beside it.
+        shorter: that one's seconds.
         conditions: batch, length, threads, processor, and `agreement`: the largest
             relative difference of two independent tables.
     """
 
     costs: Costs
     layers: int
-    layer: float
+    kept: int
+    shorter: float
     conditions: dict[str, Any]
 
     def of(self, names: Iterable[str]) -> Costs:
@@ -54,7 +56,8 @@ class Speeds:
     def depth_speedup(self, kept: int) -> float:
         """Predict the speed-up of a dense model with so many of the layers."""
         whole = self.costs.whole
-        return whole / (whole - (self.layers - kept) * self.layer)
+        layer = (whole - self.shorter) / (self.layers - self.kept)
+        return whole / (whole - (self.layers - kept) * layer)
 
     def to_json(self) -> str:
         """Write all numbers as text; `from_json` reads them back, equal."""
@@ -79,7 +82,7 @@ def measure_speeds(
     is the best guess at what a quiet machine needs.
 
     Args:
-        model: an encoder in eval mode.
+        model: an encoder of at least two layers, in eval mode.
         batch: keyword arguments of the forward pass.
         most: tables measured at most, at least 2; they go to two piles in turn.
         agree: largest relative difference of the piles' minima that is good enough.
@@ -110,7 +113,7 @@ def measure_speeds(
         "agreement": round(float(apart), 4) if np.isfinite(apart) else None,
     }
     best = _least(*piles)
-    return Speeds(best.costs, best.layers, best.layer, conditions)
+    return replace(best, conditions=conditions)
 
 
 def _measure_once(model: nn.Module, batch: Mapping[str, Tensor]) -> Speeds:
@@ -119,13 +122,14 @@ def _measure_once(model: nn.Module, batch: Mapping[str, Tensor]) -> Speeds:
     names = [name for name, _ in model.named_modules() if name in wanted]
     costs = measure(model, batch, names, GRID, repeats=3)
     layers = len(encoder_layers(model))
-    half = only_layers(model, range(max(1, layers // 2)))
+    kept = layers // 2
+    half = only_layers(model, range(kept))
     with torch.inference_mode():
         calls = {"whole": partial(model, **batch), "half": partial(half, **batch)}
         times = time_calls(calls, repeats=3, warmup=1)
-    gone = layers - len(encoder_layers(half))
-    layer = (times["whole"].min() - times["half"].min()) / max(gone, 1)
-    return Speeds(costs, layers, float(layer), {})
+    whole = min(costs.whole, float(times["whole"].min()))
+    shorter = float(times["half"].min())
+    return Speeds(Costs(whole, costs.modules), layers, kept, shorter, {})
 
 
 def _least(a: Speeds, b: Speeds) -> Speeds:
@@ -140,7 +144,7 @@ def _least(a: Speeds, b: Speeds) -> Speeds:
         for name, one in a.costs.modules.items()
     }
     costs = Costs(min(a.costs.whole, b.costs.whole), modules)
-    return Speeds(costs, a.layers, min(a.layer, b.layer), {})
+    return Speeds(costs, a.layers, a.kept, min(a.shorter, b.shorter), {})
 
 
 def _apart(a: Speeds, b: Speeds) -> float:
@@ -149,7 +153,7 @@ def _apart(a: Speeds, b: Speeds) -> float:
     def numbers(table: Speeds) -> np.ndarray:
         modules = table.costs.modules.values()
         seconds = [s for module in modules for s in module.seconds]
-        return np.array([table.costs.whole, table.layer, *seconds])
+        return np.array([table.costs.whole, table.shorter, *seconds])
 
     first, second = numbers(a), numbers(b)
     return float(np.abs(first / second - 1).max())
