@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel
 
-from drone.adapters import encoder_layers
+from drone.model.adapters import encoder_layers
 
 
 def only_layers(model: PreTrainedModel, numbers: Iterable[int]) -> PreTrainedModel:

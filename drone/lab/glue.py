@@ -19,15 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from drone import data, models
 from drone.files import check_sha256, sha256, whole_file
+from drone.lab import data, encoders
+from drone.lab.batches import tokenize
 from drone.lab.cases import Case, case_key, pack, read_cases, run_case
 from drone.lab.ladder import RATES, START, climb
 from drone.lab.loop import Loss, logits_of, task_loss, train
 from drone.lab.methods import Methods
+from drone.lab.metrics import METRICS
 from drone.lab.parts import Rows, Split, pad_rows, split
 from drone.lab.speeds import Speeds
-from drone.training import METRICS, Recipe, bfloat16_gains, teacher_loss, tokenize
+from drone.lab.training import Recipe, bfloat16_gains, teacher_loss
 
 CALIBRATION_BATCH = 128  # rows at once where nothing is trained
 
@@ -95,12 +97,12 @@ def settings_of(
     """Collect all that decides a dense model, as the key of its case.
 
     Args:
-        encoder: one of `drone.models.ENCODERS`.
-        task: one of `drone.data.TASKS`.
+        encoder: one of `drone.lab.encoders.ENCODERS`.
+        task: one of `drone.lab.data.TASKS`.
         seed: of the parts, the head, the order of batches and dropout.
         recipe: of the fine-tuning.
-        source: of the encoder, as in `drone.models.encoder`.
-        data_source: as in `drone.data.load`.
+        source: of the encoder, as in `drone.lab.encoders.encoder`.
+        data_source: as in `drone.lab.data.load`.
         half: whether the start weights are rounded to float16, as where they travel.
         rows: take so many rows of the training split; 0: all.
         dev_rows: score so many; 0: all.
@@ -153,7 +155,7 @@ class Bench:
     def _start(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The encoder with a fresh head, and its tokenizer."""
         wanted = self.settings
-        model, tokenizer = models.encoder(
+        model, tokenizer = encoders.encoder(
             wanted["encoder"],
             wanted["source"],
             num_labels=len(data.TASKS[self.task].labels or ("score",)),

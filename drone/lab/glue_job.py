@@ -15,8 +15,9 @@ import torch
 from drone.lab.cases import Case
 from drone.lab.glue import Arm, Bench, settings_of
 from drone.lab.methods import METHODS
+from drone.lab.metrics import METRICS
 from drone.lab.speeds import Speeds
-from drone.training import METRICS, Recipe
+from drone.lab.training import Recipe
 
 # The most telling first: what is finished when time runs out then says most.
 ORDER = (

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from drone.costs import Costs
+from drone.search.costs import Costs
 
 STEPS = 10_000  # the seconds that may be saved are counted in so many steps
 

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
+from drone.lab.cache import own_randomness
 from drone.lab.parts import Rows
-from drone.moments import frozen
-from drone.training import Recipe, bfloat16_gains, own_randomness
+from drone.lab.training import Recipe, bfloat16_gains
+from drone.model.calibrate import frozen
 
 POOL = 50  # batches whose rows are sorted by length together
 CLIP = 1.0  # largest norm of all gradients together

@@ -14,19 +14,19 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from drone.adapters import encoder_layers, encoder_linears
-from drone.allocate import relative_errors
-from drone.attention import AttentionFactorization
-from drone.compress import compress, factorize_modules, replace_module
-from drone.costs import Costs, searchable
-from drone.factorize import Factorization
 from drone.lab.depth import alternate_layers, first_layers, only_layers
 from drone.lab.knapsack import least_loss
 from drone.lab.ladder import aim
 from drone.lab.speeds import Speeds, fill
-from drone.moments import calibrate, frozen
-from drone.search import search_ranks
-from drone.walk import Walk, input_name, mean_loss
+from drone.math.attention import AttentionFactorization
+from drone.math.factorize import Factorization
+from drone.model.adapters import encoder_layers, encoder_linears
+from drone.model.calibrate import calibrate, frozen
+from drone.model.compress import compress, factorize_modules, replace_module
+from drone.model.walk import Walk, input_name, mean_loss
+from drone.search.algorithm2 import search_ranks
+from drone.search.costs import Costs, searchable
+from drone.search.rivals import relative_errors
 
 # Name → what it does and what its knob is.
 METHODS = {

@@ -103,7 +103,7 @@ def pad_rows(
     """Pad tokenized rows to their longest one and move them to a device.
 
     Args:
-        columns: of lists, from `drone.training.tokenize(...)[:]`, `labels` with them.
+        columns: of lists, from `tokenize(...)[:]`, `labels` with them.
         tokenizer: knows the padding.
         device: where they stay.
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drone.adapters import encoder_layers, encoder_linears
-from drone.costs import ALIGNED, GRID, Costs, ModuleCosts, measure, searchable
 from drone.lab.depth import only_layers
+from drone.model.adapters import encoder_layers, encoder_linears
+from drone.search.costs import ALIGNED, GRID, Costs, ModuleCosts, measure, searchable
 from drone.timing import processor, time_calls
 
 
@@ -88,7 +88,7 @@ def measure_speeds(
         agree: largest relative difference of the piles' minima that is good enough.
 
     Raises:
-        ValueError: `most` is below 2; and what `drone.costs.measure` raises.
+        ValueError: `most` is below 2; and what `drone.search.costs.measure` raises.
     """
     if most < 2:
         raise ValueError(f"most is {most}; at least 2 tables are compared.")

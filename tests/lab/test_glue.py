@@ -10,11 +10,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from drone import models
-from drone.lab import glue, glue_job, loop
+from drone.lab import encoders, glue, glue_job, loop
 from drone.lab.cases import read_cases, unpack
 from drone.lab.glue import Arm, Bench, settings_of
-from drone.training import Recipe
+from drone.lab.training import Recipe
 from tests.lab.test_methods import make_speeds
 
 METHODS = ("drone-latency", "svd-fraction", "first-layers")
@@ -23,7 +22,7 @@ METHODS = ("drone-latency", "svd-fraction", "first-layers")
 @pytest.fixture(autouse=True)
 def tiny_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random encoder of 6 thin layers with MiniLM's words."""
-    real = models.encoder("minilm")[1]
+    real = encoders.encoder("minilm")[1]
 
     def encoder(name: str, source: str, num_labels: int, seed: int) -> Any:
         torch.manual_seed(seed)
@@ -38,7 +37,7 @@ def tiny_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return BertForSequenceClassification(config).eval(), real
 
-    monkeypatch.setattr(models, "encoder", encoder)
+    monkeypatch.setattr(encoders, "encoder", encoder)
     monkeypatch.setattr(loop, "bfloat16_gains", lambda: False)
     monkeypatch.setattr(glue, "bfloat16_gains", lambda: False)
 
@@ -54,7 +53,7 @@ def make_bench(store: Path, **changes: Any) -> Bench:
         dev_rows=30,
         **changes,
     )
-    model, _ = models.encoder("minilm", "embedded", 2, 0)
+    model, _ = encoders.encoder("minilm", "embedded", 2, 0)
     return Bench(settings, make_speeds(model), store, torch.device("cpu"))
 
 

@@ -6,8 +6,8 @@ from math import inf
 import numpy as np
 import pytest
 
-from drone.costs import Costs, ModuleCosts
 from drone.lab.knapsack import least_loss
+from drone.search.costs import Costs, ModuleCosts
 
 
 def make_costs(seed: int, modules: int = 5, options: int = 3) -> tuple[Costs, dict]:

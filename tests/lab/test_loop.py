@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from drone.lab import loop
 from drone.lab.parts import Rows
-from drone.training import Recipe
+from drone.lab.training import Recipe
 
 
 def make_rows(count: int = 50, seed: int = 0) -> Rows:

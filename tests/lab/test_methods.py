@@ -9,15 +9,22 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
-from drone.adapters import encoder_layers, encoder_linears
-from drone.attention import LowRankSelfAttention, attention_heads, query_and_key
-from drone.compress import compress
-from drone.costs import GRID, Costs, ModuleCosts, grid_ranks, largest_rank, searchable
 from drone.lab.depth import alternate_layers, first_layers, only_layers
 from drone.lab.methods import METHODS, Methods
 from drone.lab.speeds import Speeds, fill, measure_speeds
-from drone.layers import LowRankLinear
-from drone.moments import calibrate
+from drone.layers.attention import LowRankSelfAttention, attention_heads, query_and_key
+from drone.layers.linear import LowRankLinear
+from drone.model.adapters import encoder_layers, encoder_linears
+from drone.model.calibrate import calibrate
+from drone.model.compress import compress
+from drone.search.costs import (
+    GRID,
+    Costs,
+    ModuleCosts,
+    grid_ranks,
+    largest_rank,
+    searchable,
+)
 
 LAYERS = 6
 
