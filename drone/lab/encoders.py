@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -16,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from drone.files import check_sha256
+from drone.files import check_sha256, tensors_sha256
 from drone.progress import quiet
 
 SOURCES = ("embedded", "local", "hub")
@@ -31,6 +32,10 @@ class Encoder:
     revision: str  # a branch, tag or commit; the SHA-256 below is what decides
     sha256: str
     package: str | None = None  # the installed package that carries it, if any
+    # Weights are rounded to float16, half the size to carry to a machine without a
+    # network; the SHA-256 is then that of the rounded tensors, sorted by name, so that
+    # the file may hold them in float16 or in float32, rounded already or not yet.
+    rounded: bool = False
 
     @property
     def folder(self) -> str:
@@ -51,6 +56,12 @@ ENCODERS = {
         "sentence-transformers/all-mpnet-base-v2",
         "main",
         "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+    ),
+    "mpnet-base-float16": Encoder(
+        "sentence-transformers/all-mpnet-base-v2",
+        "main",
+        "63b400e19a26fd183696fc724087d5c05eab90dfaf8941a35e86a67cc368ec05",
+        rounded=True,
     ),
     # the paper's own model
     "bert-base": Encoder(
@@ -91,6 +102,10 @@ def encoder(
             folder, num_labels=num_labels, local_files_only=True, dtype=torch.float32
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if ENCODERS[name].rounded:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.half())
     # all-MiniLM's tokenizer file would pad every batch to 128 by itself.
     tokenizer.backend_tokenizer.no_padding()
     return model.eval(), tokenizer
@@ -117,8 +132,26 @@ def checked_folder(name: str, source: str = "embedded") -> Path:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(_missing(name, spec, f"there is no file {weights}"))
-    check_sha256(weights, spec.sha256)
+    if spec.rounded:
+        _check_rounded(weights, spec.sha256)
+    else:
+        check_sha256(weights, spec.sha256)
     return folder
+
+
+def _check_rounded(weights: Path, expected: str) -> None:
+    """Refuse a file whose numbers, rounded to float16, are not the expected ones."""
+    whole = load_file(weights)
+    found = tensors_sha256(
+        {
+            name: tensor.half() if tensor.is_floating_point() else tensor
+            for name, tensor in sorted(whole.items())
+        }
+    )
+    if found != expected:
+        raise ValueError(
+            f"{weights}: SHA-256 of the rounded weights is {found}, expected {expected}."
+        )
 
 
 def _missing(name: str, spec: Encoder, what: str) -> str:

@@ -88,7 +88,6 @@ def settings_of(
     *,
     source: str = "embedded",
     data_source: str = "local",
-    half: bool = False,
     rows: int = 0,
     dev_rows: int = 0,
     calibration_rows: int = 1000,
@@ -103,7 +102,6 @@ def settings_of(
         recipe: of the fine-tuning.
         source: of the encoder, as in `drone.lab.encoders.encoder`.
         data_source: as in `drone.lab.data.load`.
-        half: whether the start weights are rounded to float16, as where they travel.
         rows: take so many rows of the training split; 0: all.
         dev_rows: score so many; 0: all.
         calibration_rows: use at most so many of the calibration part.
@@ -116,7 +114,6 @@ def settings_of(
         "recipe": asdict(recipe),
         "source": source,
         "data_source": data_source,
-        "start": "float16" if half else "float32",
         "rows": rows,
         "dev_rows": dev_rows,
         "calibration_rows": calibration_rows,
@@ -131,7 +128,9 @@ class Bench:
     Attributes:
         settings: from `settings_of`.
         speeds: of the encoder's shapes on the reference processor.
-        store: folder of the cases; the weights of dense models lie in it too.
+        store: folder of the cases.
+        weights: folder of the dense models' weights, which are no part of a case.
+        budget: that Algorithm 2 tries first.
         device: where everything runs.
     """
 
@@ -140,11 +139,14 @@ class Bench:
         settings: Mapping[str, Any],
         speeds: Speeds,
         store: Path,
+        weights: Path,
         device: torch.device,
+        budget: float = 0.15,
     ) -> None:
         """Note what is wanted; nothing is read or run before a stage needs it."""
         self.settings, self.speeds = dict(settings), speeds
-        self.store, self.device = store, device
+        self.store, self.weights, self.device = store, weights, device
+        self.budget = budget
         self.task: str = settings["task"]
         self.recipe = Recipe(**settings["recipe"])
         self._built: dict[tuple[str, float], PreTrainedModel] = {}
@@ -155,17 +157,12 @@ class Bench:
     def _start(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The encoder with a fresh head, and its tokenizer."""
         wanted = self.settings
-        model, tokenizer = encoders.encoder(
+        return encoders.encoder(
             wanted["encoder"],
             wanted["source"],
             num_labels=len(data.TASKS[self.task].labels or ("score",)),
             seed=wanted["seed"],
         )
-        if wanted["start"] == "float16":
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.copy_(parameter.half().float())
-        return model, tokenizer
 
     @cached_property
     def _corpus(self) -> tuple[Rows, Rows]:
@@ -223,9 +220,9 @@ class Bench:
 
     @property
     def _weights(self) -> Path:
-        """Where the dense model's weights lie; they are no part of the case."""
+        """The dense model's file."""
         key = case_key("dense", self.settings)
-        return self.store / "weights" / f"{key[:20]}.safetensors"
+        return self.weights / f"{key[:20]}.safetensors"
 
     def dense(self) -> Case:
         """Fine-tune on the fit rows, or read the case."""
@@ -280,20 +277,20 @@ class Bench:
 
     # --- ranks --------------------------------------------------------------------
 
-    def ranks(self, method: str, speedup: float, start: float = 0.3) -> Case:
+    def ranks(self, method: str, speedup: float) -> Case:
         """Find what a method needs for a predicted speed-up, or read the case.
 
         Args:
             method: one of `drone.lab.methods.METHODS`.
             speedup: above 1.
-            start: the budget Algorithm 2 tries first; it changes how long the search
-                takes, and little else.
         """
         settings = self._on_dense() | {"method": method, "speedup": speedup}
         settings["times"] = _digest(self.speeds.to_json())
+        if method == "drone-algorithm2":
+            settings["first_budget"] = self.budget
 
         def find(_: Mapping[str, Any]) -> dict[str, Any]:
-            plan = self._methods.find(method, speedup, start)
+            plan = self._methods.find(method, speedup, self.budget)
             small = self._methods.build(method, plan)
             self._built[method, speedup] = small
             return plan | {

@@ -96,12 +96,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--source", default="embedded", help="of the encoder")
     parser.add_argument("--data-source", default="local")
-    parser.add_argument(
-        "--half", action="store_true", help="start weights rounded to float16"
-    )
     parser.add_argument("--speeds", type=Path, required=True, help="table of seconds")
     parser.add_argument("--store", type=Path, required=True, help="folder of cases")
+    parser.add_argument(
+        "--weights", type=Path, help="folder of dense weights; default: STORE/weights"
+    )
     parser.add_argument("--speedup", type=float, default=2.0)
+    parser.add_argument(
+        "--budget", type=float, default=0.15, help="that Algorithm 2 tries first"
+    )
     parser.add_argument("--methods", default=",".join(ORDER))
     parser.add_argument("--arms", default="none,paper,full")
     parser.add_argument(
@@ -124,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Arm.named(name)
         except ValueError as error:
             parser.error(str(error))
-    usual = RECIPES.get((asked.encoder, asked.task))
+    usual = RECIPES.get((asked.encoder.removesuffix("-float16"), asked.task))
     if usual is None and not (asked.epochs and asked.rate):
         parser.error("no recipe for this encoder and task: give --epochs and --rate.")
     epochs, rate = usual or (asked.epochs, asked.rate)
@@ -135,7 +138,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Recipe(epochs=asked.epochs or epochs, learning_rate=asked.rate or rate),
         source=asked.source,
         data_source=asked.data_source,
-        half=asked.half,
         rows=asked.rows,
         dev_rows=asked.dev_rows,
         calibration_rows=asked.calibration_rows,
@@ -147,7 +149,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):  # products of float32 numbers in TF32: several times as fast
         torch.set_float32_matmul_precision("high")
     speeds = Speeds.from_json(asked.speeds.read_text())
-    bench = Bench(settings, speeds, asked.store, device)
+    bench = Bench(
+        settings,
+        speeds,
+        asked.store,
+        asked.weights or asked.store / "weights",
+        device,
+        asked.budget,
+    )
     run(bench, asked.speedup, methods, arms, asked.rates_of)
 
 

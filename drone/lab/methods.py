@@ -62,7 +62,7 @@ class Methods:
         default_factory=dict, repr=False
     )
 
-    def find(self, method: str, speedup: float, start: float = 0.3) -> dict[str, Any]:
+    def find(self, method: str, speedup: float, start: float = 0.15) -> dict[str, Any]:
         """Turn a method's knob until it meets the predicted speed-up.
 
         Args:

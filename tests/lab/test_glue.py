@@ -54,7 +54,9 @@ def make_bench(store: Path, **changes: Any) -> Bench:
         **changes,
     )
     model, _ = encoders.encoder("minilm", "embedded", 2, 0)
-    return Bench(settings, make_speeds(model), store, torch.device("cpu"))
+    return Bench(
+        settings, make_speeds(model), store, store / "weights", torch.device("cpu")
+    )
 
 
 def results(store: Path) -> list[dict[str, Any]]:
@@ -216,13 +218,6 @@ def test_amounts_of_retraining_have_names() -> None:
     for wrong in ("much", "2x1", "0.1x0", "0x3", "x"):
         with pytest.raises(ValueError, match="no retraining"):
             Arm.named(wrong)
-
-
-def test_start_weights_can_be_those_that_travel(tmp_path: Path) -> None:
-    for half in (False, True):
-        model, _ = make_bench(tmp_path, half=half)._start
-        weight = model.base_model.encoder.layer[0].output.dense.weight
-        assert torch.equal(weight, weight.half().float()) == half
 
 
 def test_the_command_refuses_what_it_does_not_know(
