@@ -150,7 +150,8 @@ def _check_rounded(weights: Path, expected: str) -> None:
     )
     if found != expected:
         raise ValueError(
-            f"{weights}: SHA-256 of the rounded weights is {found}, expected {expected}."
+            f"{weights}: SHA-256 of the rounded weights is {found}, expected "
+            f"{expected}."
         )
 
 
