@@ -50,7 +50,7 @@ def aim(
     wanted: float,
     start: float,
     tolerance: float = 0.01,
-    tries: int = 8,
+    tries: int = 6,
 ) -> dict[float, float]:
     """Turn a knob above 0 until what it gives is what is wanted.
 
