@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from drone.files import check_sha256, sha256, whole_file
@@ -29,6 +29,7 @@ from drone.lab.methods import Methods
 from drone.lab.metrics import METRICS
 from drone.lab.parts import Rows, Split, pad_rows, split
 from drone.lab.speeds import Speeds
+from drone.lab.temper import last_linear
 from drone.lab.training import Recipe, bfloat16_gains, teacher_loss
 
 CALIBRATION_BATCH = 128  # rows at once where nothing is trained
@@ -234,7 +235,7 @@ class Bench:
         if model.config.num_labels == 1:
             # a head that starts at the mean score need not first learn it
             with torch.no_grad():
-                _last_linear(model).bias.fill_(float(fit.labels.mean()))
+                last_linear(model).bias.fill_(float(fit.labels.mean()))
         train(model, fit, fit.labels, task_loss, self.recipe, self.settings["seed"])
         with whole_file(self._weights) as temporary:
             state = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
@@ -386,11 +387,6 @@ class Bench:
                 rate: float = case.result["rate"]
                 return rate
         raise ValueError(f"no finished case of {wanted}; run that seed first.")
-
-
-def _last_linear(model: nn.Module) -> nn.Linear:
-    """The head's last layer."""
-    return [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
 
 
 def _digest(text: str) -> str:

@@ -8,6 +8,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from drone.lab.depth import alternate_layers, first_layers, only_layers
 from drone.lab.knapsack import least_loss
 from drone.lab.ladder import aim
 from drone.lab.speeds import Speeds, fill
+from drone.lab.temper import tempered
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import Factorization
 from drone.model.adapters import encoder_layers, encoder_linears
@@ -62,6 +64,11 @@ class Methods:
         default_factory=dict, repr=False
     )
 
+    @cached_property
+    def _judged(self) -> tuple[PreTrainedModel, float]:
+        """The model whose loss the searches look at, and its temperature."""
+        return tempered(self.model, self.batches)
+
     def find(self, method: str, speedup: float, start: float = 0.15) -> dict[str, Any]:
         """Turn a method's knob until it meets the predicted speed-up.
 
@@ -73,8 +80,8 @@ class Methods:
         Returns:
             What `build` needs, `ranks` or `layers`, and what is known of it: the
             predicted `speedup`, `weights_share` of the encoder layers' Linears, `loss`
-            on the calibration rows (of ranks: found by the search), `knobs` tried with
-            what they gave, `seconds`.
+            that Algorithm 2 ended at, `knobs` tried with what they gave, the
+            `temperature` of the model whose loss was looked at, `seconds`.
 
         Raises:
             ValueError: no such method, or a speed that its smallest ranks do not reach.
@@ -147,7 +154,10 @@ class Methods:
             found = factorize_modules(self.model, names, moments)
         costs = fill(measured).faster()
         ranks = least_loss(costs, self._increases(found, measured, costs), speedup)
-        return _plan(costs, ranks) | {"knobs": [[speedup, costs.speedup(ranks)]]}
+        return _plan(costs, ranks) | {
+            "knobs": [[speedup, costs.speedup(ranks)]],
+            "temperature": self._judged[1],
+        }
 
     def _increases(
         self, found: _Found, measured: Costs, costs: Costs
@@ -157,7 +167,7 @@ class Methods:
         Measured at some ranks, `MEASURED` of each module, the smallest among them; in
         between it goes as the squared error of the outputs, piece by piece.
         """
-        small = copy.deepcopy(self.model)
+        small = copy.deepcopy(self._judged[0])
         increases = {}
         with frozen(small):
             walk = Walk(small, self.batches, costs.modules)
@@ -193,7 +203,8 @@ class Methods:
         plans = {}
 
         def attempt(budget: float) -> float:
-            plans[budget] = search_ranks(self.model, self.batches, budget, times=costs)
+            model, _ = self._judged
+            plans[budget] = search_ranks(model, self.batches, budget, times=costs)
             return plans[budget].predicted_speedup
 
         tried = aim(attempt, speedup, start)
@@ -204,6 +215,7 @@ class Methods:
             "loss": plan.loss,
             "dense_loss": plan.dense_loss,
             "trials": sum(each.trials for each in plans.values()),
+            "temperature": self._judged[1],
         }
 
 
