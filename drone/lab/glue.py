@@ -23,7 +23,7 @@ from drone.files import check_sha256, sha256, whole_file
 from drone.lab import data, encoders
 from drone.lab.batches import tokenize
 from drone.lab.cases import Case, case_key, pack, read_cases, run_case
-from drone.lab.ladder import RATES, START, climb
+from drone.lab.ladder import RATES, START, best_of, climb
 from drone.lab.loop import Loss, logits_of, task_loss, train
 from drone.lab.methods import Methods
 from drone.lab.metrics import METRICS
@@ -356,21 +356,29 @@ class Bench:
         recipe = Recipe(
             arm.epochs, self.recipe.batch_size, max_length=self.recipe.max_length
         )
-        best: list[tuple[float, PreTrainedModel]] = []
+        trained: dict[float, tuple[float, PreTrainedModel]] = {}
 
         def attempt(rate: float) -> float:
             model = copy.deepcopy(small)
             how = Recipe(**(asdict(recipe) | {"learning_rate": rate}))
             train(model, some, told[:count], loss, how, self.settings["seed"])
             left = float(loss(logits_of(model, held), judge))
-            if not isnan(left) and (not best or left < best[0][0]):
-                best[:] = [(left, model)]
+            if not isnan(left):
+                trained[rate] = (left, model)
+                # one model in memory is enough
+                kept = best_of({each: left for each, (left, _) in trained.items()})
+                for each in set(trained) - {kept}:
+                    del trained[each]
             return left
 
         tried = climb(settings["rates"], settings["first"], attempt)
-        rate = min(tried, key=tried.__getitem__)
+        rate = best_of(tried)
         losses = [[r, x if np.isfinite(x) else None] for r, x in tried.items()]
-        return self.report(best[0][1]) | {"rate": rate, "rates": losses, "rows": count}
+        return self.report(trained[rate][1]) | {
+            "rate": rate,
+            "rates": losses,
+            "rows": count,
+        }
 
     def rate_of_seed(self, seed: int, method: str, speedup: float, name: str) -> float:
         """Return the rate that another seed's held rows chose for the same arm.

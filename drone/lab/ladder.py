@@ -1,6 +1,6 @@
 """Turn a knob until it fits: a learning rate, or a budget that meets a speed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 
 # Each about three times the one before. The paper retrains at the lowest.
@@ -37,12 +37,17 @@ def climb(
         for rate in ahead:
             loss = attempt(rate)
             tried[rate] = loss if isfinite(loss) else float("inf")
-        place = rates.index(min(tried, key=tried.__getitem__))
+        place = rates.index(best_of(tried))
         beside = rates[max(0, place - 1) : place + 2]
         ahead = [rate for rate in beside if rate not in tried]
     if not isfinite(min(tried.values())):
         raise ValueError(f"every rate of {sorted(tried)} diverged.")
     return dict(sorted(tried.items()))
+
+
+def best_of(tried: Mapping[float, float]) -> float:
+    """Return the rate with the least loss; of equals the lowest."""
+    return min(tried, key=lambda rate: (tried[rate], rate))
 
 
 def aim(

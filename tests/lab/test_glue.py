@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from drone.lab import encoders, glue, glue_job, loop
 from drone.lab.cases import read_cases, unpack
 from drone.lab.glue import Arm, Bench, settings_of
+from drone.lab.ladder import best_of
 from drone.lab.training import Recipe
 from tests.lab.test_methods import make_speeds
 
@@ -124,7 +125,7 @@ def test_the_same_rates_are_offered_to_every_arm(store: Path) -> None:
         tried = {rate: loss for rate, loss in case.result["rates"]}
         assert set(case.settings["first"]) <= set(tried)
         losses = {rate: loss for rate, loss in tried.items() if loss is not None}
-        assert case.result["rate"] == min(losses, key=losses.__getitem__)
+        assert case.result["rate"] == best_of(losses)
         ends = (min(case.settings["rates"]), max(case.settings["rates"]))
         if case.result["rate"] not in ends:
             assert min(tried) < case.result["rate"] < max(tried)

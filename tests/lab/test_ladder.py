@@ -4,7 +4,7 @@ from math import inf, nan
 
 import pytest
 
-from drone.lab.ladder import RATES, START, aim, climb
+from drone.lab.ladder import RATES, START, aim, best_of, climb
 
 
 @pytest.mark.parametrize("best", RATES)
@@ -17,7 +17,7 @@ def test_the_best_rate_has_a_worse_one_on_either_side(best: float) -> None:
 
     tried = climb(RATES, START, attempt)
     place = RATES.index(best)
-    assert min(tried, key=tried.__getitem__) == best
+    assert best_of(tried) == best
     assert set(RATES[max(0, place - 1) : place + 2]) <= set(tried)
     assert asked[: len(START)] == list(START)  # every arm begins with the same
     assert len(asked) == len(set(asked))  # and none is tried twice
@@ -26,6 +26,13 @@ def test_the_best_rate_has_a_worse_one_on_either_side(best: float) -> None:
 def test_a_rate_that_diverged_is_never_the_best() -> None:
     tried = climb([1, 2, 3], [2, 3], lambda rate: {1: 5.0, 2: 4.0}.get(rate, nan))
     assert tried == {1: 5.0, 2: 4.0, 3: inf}
+
+
+def test_of_equal_rates_the_lowest_is_best_and_has_a_worse_one_below() -> None:
+    losses = {1: 2.0, 2: 1.0, 3: 1.0, 4: 2.0}
+    tried = climb([1, 2, 3, 4], [3], losses.__getitem__)
+    assert best_of(tried) == 2
+    assert tried == losses
 
 
 def test_all_diverged_and_a_foreign_start_are_errors() -> None:
