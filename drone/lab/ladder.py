@@ -60,7 +60,7 @@ def aim(
     """Turn a knob above 0 until what it gives is what is wanted.
 
     By false position in the knob's logarithm, once two values lie on either side;
-    before that by factors of 3. What it gives should rise with the knob; where it
+    before that by factors of 4. What it gives should rise with the knob; where it
     does not quite, the nearest of the tries is what one gets.
 
     Args:
@@ -85,9 +85,9 @@ def aim(
         below = [each for each, value in tried.items() if value < wanted]
         above = [each for each, value in tried.items() if value >= wanted]
         if not below:
-            knob = min(tried) / 3
+            knob = min(tried) / 4
         elif not above:
-            knob = max(tried) * 3
+            knob = max(tried) * 4
         else:
             low, high = max(below), min(above)
             share = (wanted - tried[low]) / (tried[high] - tried[low])
