@@ -134,7 +134,7 @@ class Methods:
         }
 
     def _fraction(self, speedup: float) -> dict[str, Any]:
-        costs = fill(self.speeds.of(encoder_linears(self.model)))
+        costs = fill(self.speeds.of(encoder_linears(self.model)), step=4)
         best = min(
             np.linspace(0, 1, 1001),
             key=lambda share: abs(costs.speedup(_share(costs, share)) / speedup - 1),
