@@ -1,7 +1,7 @@
 """Data-aware low-rank compression of neural networks: the library of The DRONE Book."""
 
 import importlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from drone.layers.attention import LowRankSelfAttention
@@ -49,7 +49,10 @@ from drone.timing import (
     profile_modules,
 )
 
-__version__ = version("drone")
+try:
+    __version__ = version("drone")
+except PackageNotFoundError:  # taken from a folder on PYTHONPATH, not installed
+    __version__ = "not installed"
 
 # The lab needs packages that compression does not: it is loaded when first asked for.
 _LAB = {

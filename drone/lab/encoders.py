@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -22,8 +23,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+<<<<<<< HEAD
 from drone.files import check_sha256, user_folder
 from drone.lab.keys import ORIGIN, digest
+=======
+from drone.files import check_sha256, tensors_sha256
+>>>>>>> glue
 from drone.progress import quiet
 
 SOURCES = ("embedded", "local", "hub")
@@ -105,6 +110,10 @@ class Encoder:
     words: Words
     unused: tuple[str, ...] = ()  # beginnings of weights a classifier leaves out
     package: str | None = None  # the installed package that carries it, if any
+    # Weights are rounded to float16, half the size to carry to a machine without a
+    # network; the SHA-256 is then that of the rounded tensors, sorted by name, so that
+    # the file may hold them in float16 or in float32, rounded already or not yet.
+    rounded: bool = False
 
     @property
     def folder(self) -> str:
@@ -130,6 +139,12 @@ ENCODERS = {
         MPNET,
         MPNET_WORDS,
         unused=("pooler.",),
+    ),
+    "mpnet-base-float16": Encoder(
+        "sentence-transformers/all-mpnet-base-v2",
+        "main",
+        "63b400e19a26fd183696fc724087d5c05eab90dfaf8941a35e86a67cc368ec05",
+        rounded=True,
     ),
     # the paper's own model
     "bert-base": Encoder(
@@ -178,10 +193,18 @@ def encoder(
             dtype=torch.float32,
             output_loading_info=True,
         )
+<<<<<<< HEAD
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
     _check_report(folder, report, ENCODERS[name])
+=======
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if ENCODERS[name].rounded:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.half())
+>>>>>>> glue
     # all-MiniLM's tokenizer file would pad every batch to 128 by itself.
     _check_words(folder, tokenizer, ENCODERS[name].words)
     tokenizer.backend_tokenizer.no_padding()
@@ -270,11 +293,34 @@ def checked_folder(name: str, source: str = "embedded") -> Path:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(_missing(name, spec, f"there is no file {weights}"))
+<<<<<<< HEAD
     check_sha256(weights, spec.sha256)
     _check_config(folder, spec.config)
     if (folder / "adapter_config.json").exists():  # transformers would put it on top
         raise ValueError(f"{folder}: has an adapter; the encoder alone is needed.")
+=======
+    if spec.rounded:
+        _check_rounded(weights, spec.sha256)
+    else:
+        check_sha256(weights, spec.sha256)
+>>>>>>> glue
     return folder
+
+
+def _check_rounded(weights: Path, expected: str) -> None:
+    """Refuse a file whose numbers, rounded to float16, are not the expected ones."""
+    whole = load_file(weights)
+    found = tensors_sha256(
+        {
+            name: tensor.half() if tensor.is_floating_point() else tensor
+            for name, tensor in sorted(whole.items())
+        }
+    )
+    if found != expected:
+        raise ValueError(
+            f"{weights}: SHA-256 of the rounded weights is {found}, expected "
+            f"{expected}."
+        )
 
 
 def _missing(name: str, spec: Encoder, what: str) -> str:

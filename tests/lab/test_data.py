@@ -304,7 +304,9 @@ CORPUS = [f"{i}\t1\t\tsentence {i}" for i in range(100)]
 
 
 @pytest.fixture
-def training_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], Dataset]:
+def training_file(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[bytes], Dataset]:
     """Write CoLA's training file, of which 100 lines are known, and read it."""
     monkeypatch.setitem(known.KNOWN, "glue/CoLA/train.tsv", known.describe(CORPUS))
     path = write(root, "cola", "")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from drone.files import tensors_sha256
 from drone.lab import encoders
 
 WAYS = ["source='embedded'", "source='local'", "source='hub'"]
@@ -354,3 +355,36 @@ def test_keep_layers_refuses_a_model_built_in_another_way(
     tiny_bert.bert.encoder = nn.Identity()
     with pytest.raises(ValueError, match="BertForSequenceClassification has no list"):
         encoders.keep_layers(tiny_bert, 1)
+
+
+def test_rounded_weights_are_known_in_either_precision(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = encoders.checked_folder("minilm")
+    whole = load_file(source / "model.safetensors")
+    rounded = {k: v.half() if v.is_floating_point() else v for k, v in whole.items()}
+    spec = encoders.Encoder(
+        "a/tiny",
+        "main",
+        tensors_sha256({name: rounded[name] for name in sorted(rounded)}),
+        rounded=True,
+    )
+    monkeypatch.setitem(encoders.ENCODERS, "tiny", spec)
+    monkeypatch.setenv("DRONE_MODELS", str(tmp_path))
+    shutil.copytree(source, tmp_path / "tiny")
+    weights = tmp_path / "tiny" / "model.safetensors"
+    states = []
+    for tensors in (whole, rounded):
+        weights.unlink()
+        save_file(tensors, weights, {"format": "pt"})
+        model, _ = encoders.encoder("tiny", "local", seed=3)
+        states.append(model.state_dict())
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name])
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, tensor.half().float())
+    whole["embeddings.word_embeddings.weight"][7, 7] += 1
+    weights.unlink()
+    save_file(whole, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match="rounded weights"):
+        encoders.checked_folder("tiny", "local")
