@@ -24,6 +24,7 @@ from drone.timing import processor
 FORMAT_VERSION = 1
 FIELDS = ("job", "settings", "result", "seconds", "device", "date", "versions")
 READABLE = 60  # letters of a file's name that are for people
+LONG = 24  # letters of a setting that tells them nothing, a digest
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,11 @@ def case_path(folder: Path, job: str, settings: Mapping[str, Any]) -> Path:
         ValueError, TypeError: as `case_key`.
     """
     key = case_key(job, settings)
+    short = {n: str(v) for n, v in settings.items() if isinstance(v, str | int | float)}
     words = [
-        re.sub(r"[^A-Za-z0-9.]+", "_", str(settings[name]))
-        for name in sorted(settings)
-        if isinstance(settings[name], str | int | float)
+        re.sub(r"[^A-Za-z0-9.]+", "_", short[name])
+        for name in sorted(short)
+        if len(short[name]) <= LONG and not isinstance(settings[name], bool)
     ]
     return folder / job / f"{'-'.join(words)[:READABLE]}-{key[:12]}.json"
 
