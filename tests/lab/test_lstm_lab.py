@@ -48,14 +48,14 @@ def model_of(dropout: float = 0.0, hidden: int = HIDDEN) -> LSTMLanguageModel:
     return model
 
 
-def text(tokens: int, seed: int = 0) -> Tensor:
+def text(tokens: int, seed: int = 0, used: int = WORDS) -> Tensor:
     """A text in which each word is nearly known from the one before."""
     draws = torch.Generator().manual_seed(seed)
     noise = torch.rand(tokens, generator=draws) < 0.3
     words = [0]
     for n in range(tokens - 1):
-        other = int(torch.randint(WORDS, (), generator=draws))
-        words.append(other if noise[n] else (words[-1] * 7 + 3) % WORDS)
+        other = int(torch.randint(used, (), generator=draws))
+        words.append(other if noise[n] else (words[-1] * 7 + 3) % used)
     return torch.tensor(words)
 
 
@@ -284,7 +284,7 @@ def setting() -> tuple[LSTMLanguageModel, Parts, dict[str, Any], Tensor]:
 def test_svd_by_eigenvectors_is_the_svd(
     setting: tuple[LSTMLanguageModel, Parts, dict[str, Any], Tensor],
 ) -> None:
-    model, parts, moments, counts = setting
+    _, parts, moments, counts = setting
     found = factorize_all(parts, moments, counts, "SVD")
     for name in names_of("products", parts):
         weight = parts[name][0]
@@ -371,16 +371,17 @@ def test_a_recipe_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
         Recipe(**({"epochs": 1, "rate": 1.0, "clip": 1.0} | wrong))
 
 
-TEXTS = {"train": text(1500), "valid": text(200, 1), "test": text(300, 2)}
-RECIPE = Recipe(3, 5.0, 0.5, 1, 0.5, batch_size=4, steps=10)
+TEXTS = {"train": text(1500, 0, 10), "valid": text(200, 1, 10)}
+RECIPE = Recipe(3, 20.0, 1.0, 1, 0.5, batch_size=4, steps=10)
 
 
 def test_training_learns_and_goes_on_as_if_it_had_not_been_cut(tmp_path: Path) -> None:
     shell = model_of(dropout=0.2)
     whole = draw(shell, 0.1, 0)
     history, _ = train(shell, whole, TEXTS, RECIPE)
-    assert history[-1]["valid"] < history[0]["valid"] < math.log(WORDS) + 0.1
-    assert history[-1]["valid"] < 0.9 * math.log(WORDS)
+    # Who knows which words there are, and not their order, has log 10
+    assert history[-1]["valid"] < history[0]["valid"]
+    assert history[-1]["valid"] < 0.9 * math.log(10)
 
     class Cut(Exception):
         pass
@@ -413,17 +414,17 @@ def test_training_learns_and_goes_on_as_if_it_had_not_been_cut(tmp_path: Path) -
 def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path: Path) -> None:
     shell = model_of()
     train(shell, draw(shell, 0.1, 0), TEXTS, RECIPE, checkpoints=tmp_path)
-    with pytest.raises(ValueError, match="epoch-003.*of another training"):
+    with pytest.raises(ValueError, match=r"epoch-003.*of another training"):
         train(
             shell,
             draw(shell, 0.1, 0),
             TEXTS,
-            Recipe(4, 5.0, 0.5, batch_size=4, steps=10),
+            Recipe(4, 20.0, 1.0, batch_size=4, steps=10),
             checkpoints=tmp_path,
         )
     file = tmp_path / "epoch-003" / "parts.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
-    with pytest.raises(ValueError, match="epoch-003.*damaged"):
+    with pytest.raises(ValueError, match=r"epoch-003.*damaged"):
         train(shell, draw(shell, 0.1, 0), TEXTS, RECIPE, checkpoints=tmp_path)
 
 
@@ -465,7 +466,7 @@ def test_a_rate_is_chosen_inside_the_list() -> None:
         20.0,
         {rate: loss(rate) for rate in (10.0, 20.0, 40.0)},
     )
-    assert chosen_rate(loss, [100.0, 300.0], 9)[0] == pytest.approx(100 / 3 / 3, rel=1)
+    assert chosen_rate(loss, [100.0, 300.0], 9)[0] == pytest.approx(100 / 3)
     rate, tried = chosen_rate(lambda rate: -rate, [1.0, 2.0], 2)
     assert (rate, len(tried)) == (8.0, 4)
 
