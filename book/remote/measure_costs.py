@@ -17,7 +17,8 @@ from drone.files import whole_file
 from drone.lab.lstm_train import SIZES
 from drone.lstm import LSTMConfig
 
-SHAPES = {"word": (1, 1), "batch": (32, 35)}  # chapter 6: writing, reading
+# Chapter 6: writing, a word at a time, and reading; with the rounds each is timed in.
+SHAPES = {"word": ((1, 1), 60), "batch": ((32, 35), 6)}
 
 
 def main(path: Path, words: int, sizes: list[str]) -> None:
@@ -28,9 +29,11 @@ def main(path: Path, words: int, sizes: list[str]) -> None:
         model = language.language_model(config)
         found[size] = {
             clock: measure(
-                model, {"input_ids": torch.ones(shape, dtype=torch.int64)}
+                model,
+                {"input_ids": torch.ones(shape, dtype=torch.int64)},
+                repeats=rounds,
             ).to_json()
-            for clock, shape in SHAPES.items()
+            for clock, (shape, rounds) in SHAPES.items()
         }
     content = {
         "processor": timing.processor(),

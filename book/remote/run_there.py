@@ -166,7 +166,7 @@ def supervise(jobs: Path, at_once: int) -> None:
                 running[name] = subprocess.Popen(
                     command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
                 )
-            write_state(name, pid=running[name].pid, started=time.time(), rc=None)
+            write_state(name, pid=running[name].pid, started=time.time(), ended=None, rc=None)
         time.sleep(0.2)
 
 

@@ -372,12 +372,12 @@ def test_a_recipe_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
 
 
 TEXTS = {"train": text(1500, 0, 10), "valid": text(200, 1, 10)}
-RECIPE = Recipe(3, 20.0, 1.0, 1, 0.5, batch_size=4, steps=10)
+RECIPE = Recipe(3, 5.0, 1.0, 2, 0.5, batch_size=4, steps=10)
 
 
 def test_training_learns_and_goes_on_as_if_it_had_not_been_cut(tmp_path: Path) -> None:
     shell = model_of(dropout=0.2)
-    whole = draw(shell, 0.1, 0)
+    whole = draw(shell, 0.5, 0)
     history, _ = train(shell, whole, TEXTS, RECIPE)
     # Who knows which words there are, and not their order, has log 10
     assert history[-1]["valid"] < history[0]["valid"]
@@ -389,7 +389,7 @@ def test_training_learns_and_goes_on_as_if_it_had_not_been_cut(tmp_path: Path) -
     def cut_off(*_: Any, **__: Any) -> None:
         raise Cut
 
-    parts = draw(shell, 0.1, 0)
+    parts = draw(shell, 0.5, 0)
     with pytest.MonkeyPatch.context() as patch:
         original = lstm_train._epoch
         patch.setattr(
@@ -419,7 +419,7 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path: Path) -> None:
             shell,
             draw(shell, 0.1, 0),
             TEXTS,
-            Recipe(4, 20.0, 1.0, batch_size=4, steps=10),
+            Recipe(4, 5.0, 1.0, batch_size=4, steps=10),
             checkpoints=tmp_path,
         )
     file = tmp_path / "epoch-003" / "parts.safetensors"
