@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from drone import language, timing
-from drone.costs import measure
+from drone import timing
 from drone.files import whole_file
+from drone.lab import language
+from drone.lab.lstm_model import LSTMConfig
 from drone.lab.lstm_train import SIZES
-from drone.lstm import LSTMConfig
+from drone.search.costs import measure
 
 # Chapter 6: writing, a word at a time, and reading; with the rounds each is timed in.
 SHAPES = {"word": ((1, 1), 60), "batch": ((32, 35), 6)}

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 from pathlib import Path
 
 THERE = Path(os.environ.get("DRONE_THERE", "/tmp/there"))
@@ -63,6 +64,7 @@ def setup(bundle: Path) -> None:
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-index"]
         command += ["--no-deps", "--no-compile", "--no-cache-dir", "--target"]
         subprocess.run([*command, str(THERE / "site.new"), *wheels], check=True)
+        name_version(THERE / "site.new")
         (THERE / "site.new").rename(THERE / "site")
     kept = THERE / "parts"
     kept.mkdir(exist_ok=True)
@@ -75,6 +77,15 @@ def setup(bundle: Path) -> None:
     model = THERE / "models" / manifest.get("model", "")
     if count and len(have) == count and not (model / "model.safetensors").exists():
         put_together(have, base / "model", model, manifest["weights"])
+
+
+def name_version(site: Path) -> None:
+    """Tell Python which version of drone this is: it runs uninstalled."""
+    version = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
+    info = site / f"drone-{version}.dist-info"
+    info.mkdir()
+    text = f"Metadata-Version: 2.1\nName: drone\nVersion: {version}\n"
+    (info / "METADATA").write_text(text)
 
 
 def put_together(parts: list[Path], files: Path, model: Path, digest: str) -> None:
@@ -166,7 +177,9 @@ def supervise(jobs: Path, at_once: int) -> None:
                 running[name] = subprocess.Popen(
                     command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
                 )
-            write_state(name, pid=running[name].pid, started=time.time(), ended=None, rc=None)
+            write_state(
+                name, pid=running[name].pid, started=time.time(), ended=None, rc=None
+            )
         time.sleep(0.2)
 
 

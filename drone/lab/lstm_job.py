@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drone import data
-from drone.costs import Costs
-from drone.factorize import Factorization
 from drone.files import sha256, tensors_sha256
+from drone.lab import data
 from drone.lab.cases import Case, case_key, run_case
+from drone.lab.language import STEPS, Vocabulary, batches
+from drone.lab.lstm_model import LSTMConfig, LSTMLanguageModel
 from drone.lab.lstm_read import by_band, compared, mean_losses, read_texts
 from drone.lab.lstm_step import Parts
 from drone.lab.lstm_thin import (
@@ -39,11 +39,12 @@ from drone.lab.lstm_thin import (
     weights_of,
 )
 from drone.lab.lstm_train import SIZES, Ready, Recipe, draw, load_parts, prepare, train
-from drone.language import STEPS, Vocabulary, batches
-from drone.lstm import LSTMConfig, LSTMLanguageModel
-from drone.moments import SecondMoment, calibrate, frozen
-from drone.search import search_ranks
-from drone.walk import mean_loss
+from drone.math.factorize import Factorization
+from drone.math.moments import SecondMoment
+from drone.model.calibrate import calibrate, frozen
+from drone.model.walk import mean_loss
+from drone.search.algorithm2 import search_ranks
+from drone.search.costs import Costs
 
 SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.75)
 BUDGETS = (0.01, 0.02, 0.05)  # of perplexity

@@ -10,10 +10,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from drone.lab.cases import pack
+from drone.lab.language import STEPS, windows
+from drone.lab.lstm_model import LSTMLanguageModel
 from drone.lab.lstm_step import Parts, multiplied, tf32
-from drone.language import STEPS, windows
-from drone.lstm import LSTMLanguageModel
-from drone.moments import frozen
+from drone.model.calibrate import frozen
 
 PARTS = 10  # of a text read side by side, as `drone.language.perplexity` does
 BLOCKS = 200  # of the test text, for a paired block bootstrap

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from drone.lstm import LSTMLanguageModel
+from drone.lab.lstm_model import LSTMLanguageModel
 
 # A model is its weights by name, as in `state_dict()`, each as one matrix, (W,), or as
 # two thin ones whose product it is, (L, R).

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from drone.costs import grid_ranks
-from drone.embedding import factorize_embedding
-from drone.factorize import Factorization, break_even_rank, factorize
 from drone.lab.lstm_step import Parts
-from drone.layers import LowRankLinear
-from drone.moments import SecondMoment
+from drone.layers.linear import LowRankLinear
+from drone.math.embedding import factorize_embedding
+from drone.math.factorize import Factorization, break_even_rank, factorize
+from drone.math.moments import SecondMoment
+from drone.search.costs import grid_ranks
 
 METHODS = ("SVD", "data-aware")
 EMBEDDING = "embedding.weight"

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from drone.files import sha256, whole_folder
+from drone.lab.language import windows
+from drone.lab.lstm_model import LSTMLanguageModel
 from drone.lab.lstm_read import mean_losses, read_texts
 from drone.lab.lstm_step import Parts, Step, checked_step, tf32
-from drone.language import windows
-from drone.lstm import LSTMLanguageModel
 
 TRIED = 23  # windows on which a step is checked and timed
 HEARD = 40  # parts of the validation text side by side after an epoch: fast, near

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import drone
-from drone import language
-from drone.lab import lstm_train
+from drone.lab import language, lstm_train
 from drone.lab.cases import read_cases, unpack
 from drone.lab.lstm_job import Study, chosen_rate, stages
+from drone.lab.lstm_model import LSTMConfig, LSTMLanguageModel
 from drone.lab.lstm_read import BLOCKS, by_band, compared, mean_losses, read_texts
 from drone.lab.lstm_step import Parts, Step, checked_step, multiplied, parts_of
 from drone.lab.lstm_thin import (
@@ -35,7 +35,6 @@ from drone.lab.lstm_train import (
     save_parts,
     train,
 )
-from drone.lstm import LSTMConfig, LSTMLanguageModel
 
 WORDS, HIDDEN = 60, 16
 
