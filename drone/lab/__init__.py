@@ -10,6 +10,7 @@ __all__ = [
     "agreement",
     "batches",
     "cache",
+    "cases",
     "data",
     "encoders",
     "figures",
