@@ -23,12 +23,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-<<<<<<< HEAD
-from drone.files import check_sha256, user_folder
+from drone.files import check_sha256, tensors_sha256, user_folder
 from drone.lab.keys import ORIGIN, digest
-=======
-from drone.files import check_sha256, tensors_sha256
->>>>>>> glue
 from drone.progress import quiet
 
 SOURCES = ("embedded", "local", "hub")
@@ -144,6 +140,9 @@ ENCODERS = {
         "sentence-transformers/all-mpnet-base-v2",
         "main",
         "63b400e19a26fd183696fc724087d5c05eab90dfaf8941a35e86a67cc368ec05",
+        MPNET,
+        MPNET_WORDS,
+        unused=("pooler.",),
         rounded=True,
     ),
     # the paper's own model
@@ -193,18 +192,14 @@ def encoder(
             dtype=torch.float32,
             output_loading_info=True,
         )
-<<<<<<< HEAD
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
     _check_report(folder, report, ENCODERS[name])
-=======
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if ENCODERS[name].rounded:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(parameter.half())
->>>>>>> glue
     # all-MiniLM's tokenizer file would pad every batch to 128 by itself.
     _check_words(folder, tokenizer, ENCODERS[name].words)
     tokenizer.backend_tokenizer.no_padding()
@@ -293,17 +288,13 @@ def checked_folder(name: str, source: str = "embedded") -> Path:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(_missing(name, spec, f"there is no file {weights}"))
-<<<<<<< HEAD
-    check_sha256(weights, spec.sha256)
-    _check_config(folder, spec.config)
-    if (folder / "adapter_config.json").exists():  # transformers would put it on top
-        raise ValueError(f"{folder}: has an adapter; the encoder alone is needed.")
-=======
     if spec.rounded:
         _check_rounded(weights, spec.sha256)
     else:
         check_sha256(weights, spec.sha256)
->>>>>>> glue
+    _check_config(folder, spec.config)
+    if (folder / "adapter_config.json").exists():  # transformers would put it on top
+        raise ValueError(f"{folder}: has an adapter; the encoder alone is needed.")
     return folder
 
 

@@ -376,7 +376,8 @@ FAMILIES = [
     vision("Beit"),
     vision("Dinov2", mlp_ratio=2),
     vision(
-        "Swin", settings=STAGES | {"num_heads": [2, 2], "window_size": 2, "mlp_ratio": 2}
+        "Swin",
+        settings=STAGES | {"num_heads": [2, 2], "window_size": 2, "mlp_ratio": 2},
     ),
     vision(
         "Segformer",
