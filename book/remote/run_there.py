@@ -1,7 +1,8 @@
 """Run jobs on a bare machine without a network, and bring their cases back.
 
     run_there.py setup runs/remote            unpack code, wheels, data, weights
-    run_there.py start JOBS.json --at-once 2  start a list of jobs, which live on
+    run_there.py start JOBS.json --at-once 2  start a list of jobs, which live on;
+                                              --only NAME,NAME some of them
     run_there.py status                       one line a job
     run_there.py collect FOLDER               finished cases and logs, packed
     run_there.py bring FILE FOLDER --first 0  a large file in parts, four a time
@@ -134,12 +135,14 @@ def environment() -> dict[str, str]:
     }
 
 
-def start(jobs: Path, at_once: int) -> None:
+def start(jobs: Path, at_once: int, only: str) -> None:
     """Start a process of its own that runs the list; it outlives this command."""
-    json.loads(jobs.read_text())  # a broken list is an error now, not later
+    chosen = json.loads(jobs.read_text())
+    if only:
+        chosen = {name: chosen[name] for name in only.split(",")}
     (THERE / "jobs").mkdir(parents=True, exist_ok=True)
     own = THERE / "jobs" / f"list-{time.time_ns()}.json"
-    shutil.copy(jobs, own)
+    own.write_text(json.dumps(chosen))
     script = str(THERE / "code/book/remote/run_there.py")
     with (THERE / "jobs" / f"{own.stem}.log").open("a") as log:
         process = subprocess.Popen(
@@ -151,7 +154,7 @@ def start(jobs: Path, at_once: int) -> None:
             cwd=THERE,
             start_new_session=True,
         )
-    print(f"{jobs.name}: {at_once} at once, supervised by {process.pid}")
+    print(f"{', '.join(chosen)}: {at_once} at once, supervised by {process.pid}")
 
 
 def supervise(jobs: Path, at_once: int) -> None:
@@ -215,7 +218,8 @@ def status() -> None:
         seconds = state.get("ended") or time.time()
         log = path.with_suffix(".log").read_text(errors="replace").splitlines()
         last = log[-1][:150] if log else ""
-        print(f"{path.stem:24} {how:10} {seconds - state['started']:5.0f} s  {last}")
+        taken = f"{seconds - state['started']:5.0f} s"
+        print(f"{path.stem:20} {state['pid']:>7} {how:10} {taken}  {last}")
     cases = list((THERE / "cases").glob("*/*.json"))
     print(f"{len(cases)} cases, {sum(c.stat().st_size for c in cases) / 1e6:.1f} MB")
     smi = shutil.which("nvidia-smi")
@@ -271,6 +275,8 @@ def main() -> None:
         way = ways.add_parser(name)
         way.add_argument("jobs", type=Path)
         way.add_argument("--at-once", type=int, default=1)
+        if name == "start":
+            way.add_argument("--only", default="", help="names, with commas")
     ways.add_parser("status")
     ways.add_parser("collect").add_argument("folder", type=Path)
     way = ways.add_parser("bring")

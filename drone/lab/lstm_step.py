@@ -1,7 +1,7 @@
 """One step of training an LSTM language model, dense or thin; captured on a GPU."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -215,7 +215,8 @@ def checked_step(
 
     Returns:
         The step, and `asked`, `precision`, `captured`, `failed` (a list of what was
-        not taken and why), `losses` (each way's three) and `milliseconds` a step.
+        not taken and why), `losses` (each way's three) and `milliseconds` (each
+        way's a step, and those of the one taken).
 
     Raises:
         ValueError: a plain float32 step gives a loss that is not finite.
@@ -225,18 +226,20 @@ def checked_step(
         "asked": {"precision": precision, "captured": capture},
         "failed": [],
         "losses": {},
+        "milliseconds": {},
     }
 
     def make(kind: str) -> Step:
         return Step(shell, parts, shape, clip, kind)
 
-    reference = _three_losses(make("float32"), windows)
+    step = make("float32")
+    reference = _three_losses(step, windows)
     report["losses"]["float32"] = reference
+    report["milliseconds"]["float32"] = _milliseconds(step, windows)
     if not all(abs(loss) < 1e4 for loss in reference):
         raise ValueError(f"the first losses are {reference}; finite ones are needed.")
-    step = make("float32")
     if precision != "float32":
-        tried = _attempt(report, precision, lambda: make(precision), windows)
+        tried = _attempt(report, precision, lambda: make(precision), parts, windows)
         near = tried and _worst(tried[1], reference) <= NEAR
         if tried and near:
             step, reference = tried
@@ -251,7 +254,7 @@ def checked_step(
                 new.capture()
             return new
 
-        tried = _attempt(report, f"{step.precision} captured", captured, windows)
+        tried = _attempt(report, f"{step.precision} captured", captured, parts, windows)
         if tried and _worst(tried[1], reference) > SAME:
             report["failed"].append("captured: not the losses of plain steps")
         elif tried:
@@ -262,7 +265,7 @@ def checked_step(
             else:
                 report["failed"].append("captured: dropout masks are frozen")
     report |= {"precision": step.precision, "captured": step.graph is not None}
-    report["milliseconds"] = _milliseconds(step, windows)
+    report["milliseconds"]["taken"] = _milliseconds(step, windows)
     for line in report["failed"]:
         print(f"NOT TAKEN {line}", flush=True)
     print(f"step: {report}", flush=True)
@@ -270,14 +273,23 @@ def checked_step(
 
 
 def _attempt(
-    report: dict[str, Any], title: str, make: Any, windows: list[tuple[Tensor, Tensor]]
+    report: dict[str, Any],
+    title: str,
+    make: Callable[[], Step],
+    parts: Parts,
+    windows: list[tuple[Tensor, Tensor]],
 ) -> tuple[Step, list[float]] | None:
     """Make a step and take its three losses; None, noted, where the device refuses."""
+    kept = {name: [f.clone() for f in fs] for name, fs in parts.items()}
     try:
-        step: Step = make()
+        step = make()
         losses = _three_losses(step, windows)
+        report["milliseconds"][title] = _milliseconds(step, windows)
     except RuntimeError as error:  # what cuDNN, cuBLAS and a capture raise
         report["failed"].append(f"{title}: {type(error).__name__}: {str(error)[:300]}")
+        for name, factors in parts.items():  # it may have stopped anywhere
+            for factor, old in zip(factors, kept[name], strict=True):
+                factor.requires_grad_(False).copy_(old)
         return None
     report["losses"][title] = losses
     return step, losses

@@ -195,7 +195,7 @@ def train(
     if len(history) < recipe.epochs:
         ready = ready or prepare(shell, parts, texts["train"], recipe)
         record["step"] = ready.report
-        each = ready.report["milliseconds"] * len(ready.cut) / 1000
+        each = ready.report["milliseconds"]["taken"] * len(ready.cut) / 1000
         left = each * (recipe.epochs - len(history))
         print(f"{title} about {each:.1f} s an epoch, {left:.0f} s in all", flush=True)
     for epoch in range(len(history), recipe.epochs):
