@@ -7,7 +7,7 @@ same calibration rows; points are compared at equal speed.
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -176,9 +176,9 @@ class Methods:
                 for name in [name for group in walk.groups() for name in group]:
                     ranks = measured.modules[name].ranks
                     # errors (ranks + 1,): 0 for the dense module, which comes last
-                    errors = _errors(found[name], costs.modules[name].ranks)
+                    errors = relative_errors(found[name], costs.modules[name].ranks)
                     some = ranks[:: max(1, -(-len(ranks) // MEASURED))]
-                    at = _errors(found[name], some)[:-1]
+                    at = relative_errors(found[name], some)[:-1]
                     lost = [self._alone(walk, name, rank, found) for rank in some]
                     # where the loss happens to fall, a little stands for nothing
                     grown = np.maximum(np.array(lost) - dense_loss, 1e-3 * at)
@@ -217,13 +217,6 @@ class Methods:
             "trials": sum(each.trials for each in plans.values()),
             "temperature": self._judged[1],
         }
-
-
-def _errors(
-    found: Factorization | AttentionFactorization, ranks: Sequence[int]
-) -> np.ndarray:
-    """Return relative squared errors (ranks + 1,), dense last, wherever they lie."""
-    return relative_errors(replace(found, errors=found.errors.cpu()), ranks)
 
 
 def _share(costs: Costs, share: float) -> dict[str, int]:
