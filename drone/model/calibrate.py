@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from drone import progress
 from drone.math.moments import SecondMoment
 from drone.model.adapters import encoder_linears, module_named
-from drone.model.inputs import argument_names, prepared, run, to_device
+from drone.model.inputs import arguments, prepared, run, to_device
 from drone.model.masks import (
     Override,
     Streams,
@@ -321,7 +321,7 @@ def watch_inputs(
 
     def attach(name: str) -> None:
         module = module_named(model, name)
-        first = (argument_names(module) or [""])[0]
+        first = (arguments(module)[0] or [""])[0]
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if threading.get_ident() != owner:
