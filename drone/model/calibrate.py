@@ -80,8 +80,9 @@ def calibrate(
         raise ValueError(f"modules is the str {modules!r}; give a list of names.")
     # A name given twice must not count its inputs twice.
     names = list(dict.fromkeys(encoder_linears(model) if modules is None else modules))
-    for name in names:
-        module_named(model, name)
+    known = dict[str, nn.Module](model.named_modules())
+    for name in [name for name in names if name not in known][:1]:
+        module_named(model, name)  # raises, and names those that are near
     collector, streams = Collector(), Streams(model, names, mask)
     number, warned = -1, False
 

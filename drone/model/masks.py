@@ -134,7 +134,8 @@ class Streams:
                 return
             inner = self.stack.pop()
             # What comes after an encoder, beside it, works on what it returned.
-            self.stack[-1] = replace(inner, memories=self.stack[-1].memories)
+            if inner is not self.stack[-1]:
+                self.stack[-1] = replace(inner, memories=self.stack[-1].memories)
 
         return [
             module.register_forward_pre_hook(enter, with_kwargs=True),
@@ -337,6 +338,9 @@ class Streams:
     ) -> str:
         """Say how rows and tokens lie in an input, from its shape or from before."""
         rows, length = mask.shape
+        if 1 < rows != length and shape[:2] == (rows, length):  # nearly always so
+            self.layouts.setdefault((name, call), "rows")
+            return "rows"
         told = self.layouts.get((name, call)) or self.layouts.get((name, 0), "")
         fits = [
             layout
@@ -502,6 +506,8 @@ def _without_pads(stream: Stream) -> bool:
 
 def _spread(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Repeat a mask (a, b) over the further axes of (a, b, ...)."""
+    if mask.ndim == len(shape):
+        return mask
     return mask.reshape(*mask.shape, *[1] * (len(shape) - 2)).expand(shape)
 
 
