@@ -18,18 +18,25 @@ from drone.math.factorize import (
 )
 from drone.math.moments import SecondMoment
 from drone.model import quantize
-from drone.model.adapters import attention_blocks, encoder_linears
+from drone.model.adapters import (
+    SkippedModuleWarning,
+    attention_blocks,
+    encoder_linears,
+)
 from drone.model.calibrate import calibrate
 from drone.model.compress import (
     AboveBreakEvenWarning,
+    BrokenTieWarning,
+    FewTokensWarning,
+    NothingReplacedWarning,
     compress,
     factorize_modules,
-    report,
 )
 from drone.model.inputs import prepare
 from drone.model.loss import OneClassWarning
 from drone.model.masks import LeftPaddingWarning, NoMaskWarning
 from drone.model.moment_files import load_moments, save_moments
+from drone.model.report import report
 from drone.model.storage import load, save
 from drone.search import costs
 from drone.search.algorithm2 import search_ranks
@@ -62,7 +69,9 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "AboveBreakEvenWarning",
     "AttentionFactorization",
+    "BrokenTieWarning",
     "Factorization",
+    "FewTokensWarning",
     "LSTMConfig",
     "LSTMLanguageModel",
     "LSTMLayer",
@@ -73,9 +82,11 @@ __all__ = [
     "LowRankLinear",
     "LowRankSelfAttention",
     "NoMaskWarning",
+    "NothingReplacedWarning",
     "OneClassWarning",
     "RankPlan",
     "SecondMoment",
+    "SkippedModuleWarning",
     "attention_blocks",
     "break_even_rank",
     "calibrate",

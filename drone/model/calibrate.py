@@ -110,7 +110,7 @@ def calibrate(
             streams.start(number, batch)
             if mask is None and streams.in_doubt():
                 learning = True
-                _probe(model, batch, number, streams)
+                probe(model, batch, number, streams)
                 streams.start(number, batch)
             learning = False
             collector.start(number)
@@ -121,7 +121,7 @@ def calibrate(
     return collector.finish(names)
 
 
-def _probe(
+def probe(
     model: nn.Module, batch: Mapping[str, Any], number: int, streams: Streams
 ) -> None:
     """Run a batch with one row more: what grows with it is the axis of rows."""

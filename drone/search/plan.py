@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from drone.model.adapters import swap
 from drone.model.calibrate import calibrate
 from drone.model.compress import compress
 from drone.model.storage import remember_ranks
@@ -84,7 +85,7 @@ class RankPlan:
             )
         small = copy.deepcopy(model)
         for name, module in self.modules.items():
-            small.set_submodule(name, copy.deepcopy(module))
+            swap(small, name, copy.deepcopy(module))
         for name, module in small.named_modules():  # the search ran in eval mode
             module.training = model.get_submodule(name).training
         remember_ranks(small)

@@ -10,8 +10,10 @@ import numpy as np
 from torch import nn
 
 from drone import progress
+from drone.layers.linear import is_linear
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import Factorization
+from drone.model.adapters import swap
 from drone.model.calibrate import calibrate
 from drone.model.compress import factorize_modules, replace_module
 from drone.model.loss import mean_loss
@@ -228,8 +230,8 @@ def along_a_path(
 
     def put(ranks: Mapping[str, int]) -> None:
         # Blocks first: the low-rank block takes over the values it holds.
-        for name in sorted(dense, key=lambda n: isinstance(dense[n], nn.Linear)):
-            small.set_submodule(name, dense[name])
+        for name in sorted(dense, key=lambda n: is_linear(dense[n])):
+            swap(small, name, dense[name])
             if name in ranks:
                 replace_module(small, name, ranks[name], found[name])
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from drone.files import tensors_sha256, whole_file
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import Factorization
+from drone.model.adapters import swap
 from drone.model.compress import replace_module
 from drone.model.walk import Walk
 from drone.search.costs import Costs, ModuleCosts
@@ -37,7 +38,7 @@ def attempt_rank(
         above = len(walk.layers) - walk.number
         return book.loss(name, rank, walk.loss, above, allowed)
     finally:
-        walk.model.set_submodule(name, dense)
+        swap(walk.model, name, dense)
 
 
 def smallest_option(
