@@ -14,7 +14,7 @@ from drone import progress
 from drone.devices import to_device
 from drone.math.moments import SecondMoment
 from drone.model.adapters import encoder_linears, module_named
-from drone.model.inputs import argument_names, prepared, run
+from drone.model.inputs import arguments, prepared, run
 from drone.model.masks import (
     Override,
     Streams,
@@ -81,8 +81,9 @@ def calibrate(
         raise ValueError(f"modules is the str {modules!r}; give a list of names.")
     # A name given twice must not count its inputs twice.
     names = list(dict.fromkeys(encoder_linears(model) if modules is None else modules))
-    for name in names:
-        module_named(model, name)
+    known = dict[str, nn.Module](model.named_modules())
+    for name in [name for name in names if name not in known][:1]:
+        module_named(model, name)  # raises, and names those that are near
     collector, streams = Collector(), Streams(model, names, mask)
     number, warned = -1, False
 
@@ -322,7 +323,7 @@ def watch_inputs(
 
     def attach(name: str) -> None:
         module = module_named(model, name)
-        first = (argument_names(module) or [""])[0]
+        first = (arguments(module)[0] or [""])[0]
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if threading.get_ident() != owner:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import PurePath
 from typing import Any
 
@@ -66,7 +67,7 @@ def prepared(batches: Any, model: nn.Module) -> Iterator[dict[str, Any]]:
     device = _where_it_runs(model)
     if isinstance(batches, Prepared) and batches.device == device:
         return iter(batches)
-    names = argument_names(model)
+    names, _ = arguments(model)
     return (_one(batch, number, names, device) for number, batch in enumerate(many))
 
 
@@ -208,14 +209,28 @@ def _shown(value: Any) -> str:
     return f"a {type(value).__name__}{size}"
 
 
-def argument_names(module: nn.Module) -> list[str]:
-    """Name what a module's forward takes, in order; without * and ** arguments."""
+@cache
+def _signature(forward: Any) -> tuple[list[str], list[str], bool]:
+    """Return a function's arguments, those it needs, and whether it takes any other."""
     kinds = inspect.Parameter
-    return [
-        name
-        for name, parameter in inspect.signature(module.forward).parameters.items()
-        if parameter.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+    parameters = inspect.signature(forward).parameters.values()
+    named = [
+        p.name
+        for p in parameters
+        if p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
     ]
+    needed = [p.name for p in parameters if p.name in named and p.default is p.empty]
+    return named, needed, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def arguments(module: nn.Module) -> tuple[list[str], bool]:
+    """Name what a module's forward takes, in order, and whether it takes any other."""
+    own = vars(module).get("forward")  # set on the object itself, as accelerate does
+    if own is not None:
+        named, _, takes_any = _signature(own)
+        return named, takes_any
+    named, _, takes_any = _signature(type(module).forward)
+    return named[1:], takes_any  # without self
 
 
 def run(model: nn.Module, batch: Mapping[str, Any]) -> Any:
@@ -225,15 +240,10 @@ def run(model: nn.Module, batch: Mapping[str, Any]) -> Any:
     a model whose one needed argument is the whole dict, as that of SentenceTransformer,
     gets it so.
     """
-    parameters = inspect.signature(model.forward).parameters.values()
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    named = {p.name for p in parameters}
-    needed = [
-        p.name
-        for p in parameters
-        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
-    ]
-    if len(needed) == 1 and needed[0] not in batch and not named & set(batch):
+    named, takes_any = arguments(model)
+    _, needed, _ = _signature(type(model).forward)
+    needed = [name for name in needed[1:] if name not in batch]
+    if len(needed) == 1 and needed[0] == named[0] and not set(named) & set(batch):
         return model(dict(batch))
     if not takes_any:
         batch = {k: v for k, v in batch.items() if k in named or k not in LABELS}

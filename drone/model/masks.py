@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drone.model.inputs import argument_names, flat
+from drone.model.inputs import arguments, flat
 
 # What begins a sequence: a call that is given one of these runs on that sequence.
 IMAGES = ("pixel_values", "pixel_values_videos", "input_features")  # none is padded
@@ -28,6 +28,17 @@ MEMORIES = {
 }
 # Models that lengthen their input at its end, to a multiple of a block.
 LENGTHEN = ("_pad_to_window_size", "_pad_to_block_size")
+SHORTEN = "_get_feature_vector_attention_mask"  # audio: few frames of many samples
+HELPERS = (*LENGTHEN, SHORTEN)
+MASKS = ("attention_mask", "key_padding_mask")
+# Arguments that say which sequence runs in a call, or which of it counts.
+TELLING = {
+    *TOKENS,
+    *MASKS,
+    "src_key_padding_mask",
+    "tgt_key_padding_mask",
+    *MEMORIES,
+}
 
 Override = (
     Callable[[str, Mapping[str, Any], Tensor], Tensor | None] | Mapping[str, str | None]
@@ -48,6 +59,7 @@ class Stream:
 
     Attributes:
         mask: (batch, length) or (length,) booleans, True for a token; None: all count.
+        padded: whether the mask has pads.
         known: whether somebody said so, or there can be no pads.
         odd: shape of a mask that was given and is no such mask.
         memories: (hidden states, their own stream) of encoders a decoder looks at.
@@ -55,6 +67,7 @@ class Stream:
     """
 
     mask: Tensor | None = None
+    padded: bool = False
     known: bool = False
     odd: tuple[int, ...] | None = None
     memories: tuple[tuple[Tensor, "Stream"], ...] = ()
@@ -75,6 +88,9 @@ class Streams:
         self.calls: dict[str, int] = {}
         self.unmasked: dict[str, None] = {}  # modules without a known mask, in order
         self.stack: list[Stream] = [Stream()]
+        self._lengthens = any(
+            hasattr(type(m), each) for m in model.modules() for each in LENGTHEN
+        )
         for name in self.names:
             layout = _layout_by_structure(model, name)
             if layout:
@@ -91,9 +107,7 @@ class Streams:
             if name[end] == "."
         )
         for name in around:
-            module = self.model.get_submodule(name)
-            if not isinstance(module, nn.ModuleList | nn.ModuleDict):
-                handles += self._attach(module, owner)
+            handles += self._attach(self.model.get_submodule(name), owner)
         try:
             yield
         finally:
@@ -101,20 +115,27 @@ class Streams:
                 handle.remove()
 
     def _attach(self, module: nn.Module, owner: int) -> list[Any]:
-        names = argument_names(module)
+        names, takes_any = arguments(module)
+        helps = any(hasattr(type(module), each) for each in HELPERS)
+        if not (helps or takes_any or TELLING.intersection(names)):
+            return []
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if threading.get_ident() == owner:  # others may use the model meanwhile
                 # What is given without a name (*args) is no mask.
                 given = flat({**dict(zip(names, args, strict=False)), **kwargs})
-                self.stack.append(self._inner(module, given, self.stack[-1]))
+                inner = self._inner(given, self.stack[-1])
+                if helps:
+                    inner = replace(inner, helpers=(*inner.helpers, module))
+                self.stack.append(inner)
 
         def leave(_: nn.Module, __: Any, ___: Any) -> None:
             if threading.get_ident() != owner:
                 return
             inner = self.stack.pop()
             # What comes after an encoder, beside it, works on what it returned.
-            self.stack[-1] = replace(inner, memories=self.stack[-1].memories)
+            if inner is not self.stack[-1]:
+                self.stack[-1] = replace(inner, memories=self.stack[-1].memories)
 
         return [
             module.register_forward_pre_hook(enter, with_kwargs=True),
@@ -132,24 +153,25 @@ class Streams:
         self.number, self.batch, self.given = number, batch, flat(batch)
         self.calls = {}
         self._own = {id(v) for v in self.given.values() if isinstance(v, Tensor)}
+        self._read: dict[int, tuple[Tensor, Tensor, bool]] = {}  # mask → what it says
         outside = Stream()
         if base is None:
-            base = self._inner(self.model, self.given, outside)
+            base = self._inner(self.given, outside)
+            if any(hasattr(type(self.model), each) for each in HELPERS):
+                base = replace(base, helpers=(self.model,))
         self.stack = [base]
 
     def here(self) -> Stream:
         """Return the stream at this moment of a pass."""
         return self.stack[-1]
 
-    def _inner(
-        self, module: nn.Module, given: Mapping[str, Any], outer: Stream
-    ) -> Stream:
+    def _inner(self, given: Mapping[str, Any], outer: Stream) -> Stream:
         """Return the stream inside a call, from what it is given."""
         tokens = next((k for k in TOKENS if isinstance(given.get(k), Tensor)), None)
         key = {"src": "src_key_padding_mask", "tgt": "tgt_key_padding_mask"}.get(
             tokens or ""
         ) or next(
-            (k for k in given if k in ("attention_mask", "key_padding_mask")),
+            (k for k in MASKS if k in given),
             "attention_mask",
         )
         mask, memories = given.get(key), outer.memories
@@ -160,21 +182,17 @@ class Streams:
                 told = given.get(its_mask)
                 inner = before if told is None else self._masked(its_mask, told, before)
                 memories = (*memories, (given[states], inner))
-        helpers = outer.helpers
-        if hasattr(module, "_get_feature_vector_attention_mask") or any(
-            hasattr(module, each) for each in LENGTHEN
-        ):
-            helpers = (*helpers, module)
-        stream = replace(outer, memories=memories, helpers=helpers)
+        stream = replace(outer, memories=memories) if memories else outer
+        if tokens and memories is not outer.memories and id(mask) not in self._own:
+            counts = self._decoder_mask(given[tokens])
+            if counts is not None:
+                pads = not bool(counts.all())
+                return replace(stream, mask=counts, padded=pads, known=True, odd=None)
         if mask is not None:
             return self._masked(key, mask, stream)
-        if tokens is None:
+        if tokens is None or (tokens == "inputs_embeds" and _without_pads(outer)):
             return stream
-        if tokens in IMAGES:
-            return replace(stream, mask=None, known=True, odd=None)
-        if memories and memories is not outer.memories:
-            mask = self._decoder_mask(given[tokens])
-        return replace(stream, mask=mask, known=mask is not None, odd=None)
+        return replace(stream, mask=None, known=tokens in IMAGES, odd=None)
 
     def _masked(self, key: str, mask: Any, stream: Stream) -> Stream:
         """Return the stream with a mask, if that is one of tokens."""
@@ -187,15 +205,18 @@ class Streams:
             return replace(stream, mask=None, odd=tuple(mask.shape))
         if mask.is_floating_point() and not own:
             return stream  # additive, made by the model
-        # An additive mask (0 and -inf) means the opposite: refuse it, do not guess.
-        if not ((mask == 0) | (mask == 1)).all():
-            raise ValueError(
-                f"batch {self.number}: {key} has values other than 0 (pad) and 1 "
-                "(counts)."
-            )
-        # PyTorch's own layers mark the pads, transformers' models the tokens.
-        counts = mask == 0 if key.endswith("key_padding_mask") else mask != 0
-        return replace(stream, mask=counts, known=True, odd=None)
+        if id(mask) not in self._read:  # once a batch: each look waits for the device
+            # An additive mask (0 and -inf) means the opposite: refuse it.
+            if not ((mask == 0) | (mask == 1)).all():
+                raise ValueError(
+                    f"batch {self.number}: {key} has values other than 0 (pad) and 1 "
+                    "(counts)."
+                )
+            # PyTorch's own layers mark the pads, transformers' models the tokens.
+            counts = mask == 0 if key.endswith("key_padding_mask") else mask != 0
+            self._read[id(mask)] = (mask, counts, not bool(counts.all()))
+        _, counts, padded = self._read[id(mask)]
+        return replace(stream, mask=counts, padded=padded, known=True, odd=None)
 
     def _decoder_mask(self, tokens: Tensor) -> Tensor | None:
         """Take a decoder's mask from its labels: -100 at the end stands for a pad.
@@ -222,7 +243,8 @@ class Streams:
         if self.override is not None:
             known, mask = self._told(name, x)
             if known:
-                return self._fitted(name, call, x, Stream(mask, known=True))
+                pads = mask is not None and not bool(mask.all())
+                return self._fitted(name, call, x, Stream(mask, pads, known=True))
         stream = next(
             (inner for states, inner in self.stack[-1].memories if _same(x, states)),
             self.stack[-1],
@@ -272,20 +294,22 @@ class Streams:
             return self._unfitted(name, shape, mask)
         rows, length = mask.shape
         for helper in stream.helpers:
-            if len(shape) < 2 or shape[0] != rows or shape[1] == length:
+            if len(shape) < 2 or rows not in shape[:2] or length in shape[:2]:
                 continue
-            shorten: Any = getattr(helper, "_get_feature_vector_attention_mask", None)
+            if any(hasattr(helper, each) for each in LENGTHEN):
+                mask = nn.functional.pad(mask, (0, max(shape[:2]) - length))
+                stream = replace(stream, padded=True)
+            shorten: Any = getattr(helper, SHORTEN, None)
             if shape[1] < length and shorten is not None:
-                # Audio: convolutions make few frames of many samples.
                 mask = shorten(shape[1], mask).bool()
-            elif shape[1] > length and any(hasattr(helper, e) for e in LENGTHEN):
-                mask = nn.functional.pad(mask, (0, shape[1] - length))
             rows, length = mask.shape
-        layout = self._layout(name, call, shape, rows, length)
+        layout = self._layout(name, call, shape, mask, stream.padded)
         if layout == "one a row":
             return None, 1
         if layout == "fixed":  # the same for every row of the batch: once for each
             return None, rows
+        if not stream.padded:
+            return None, 1
         if layout == "rows":
             return _spread(mask, shape), 1
         if layout == "columns":
@@ -310,9 +334,13 @@ class Streams:
         )
 
     def _layout(
-        self, name: str, call: int, shape: tuple[int, ...], rows: int, length: int
+        self, name: str, call: int, shape: tuple[int, ...], mask: Tensor, padded: bool
     ) -> str:
         """Say how rows and tokens lie in an input, from its shape or from before."""
+        rows, length = mask.shape
+        if 1 < rows != length and shape[:2] == (rows, length):  # nearly always so
+            self.layouts.setdefault((name, call), "rows")
+            return "rows"
         told = self.layouts.get((name, call)) or self.layouts.get((name, 0), "")
         fits = [
             layout
@@ -327,6 +355,12 @@ class Streams:
         ]
         if len(fits) > 1 and told in fits:
             return told
+        if padded and len(set(fits) & {"rows", "columns", "fixed"}) > 1:
+            raise ValueError(
+                f"{name}, batch {self.number}: its input {shape} may lie one way or "
+                f"another under a mask of {rows} rows and {length} tokens. Give "
+                "batches of another size, or mask=."
+            )
         if len(fits) == 1:
             self.layouts.setdefault((name, call), fits[0])
         return fits[0] if fits else ""
@@ -338,6 +372,8 @@ class Streams:
         """
         if all((name, 0) in self.layouts for name in self.names):
             return False
+        if self._lengthens and not self.layouts:
+            return True
         stream = self.stack[0]
         masks = [stream.mask]
         labels = self.given.get("labels")
@@ -464,8 +500,14 @@ def _as_counts(mask: Any, name: str) -> Tensor | None:
     return mask.bool()
 
 
+def _without_pads(stream: Stream) -> bool:
+    return stream.mask is None or not stream.padded
+
+
 def _spread(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Repeat a mask (a, b) over the further axes of (a, b, ...)."""
+    if mask.ndim == len(shape):
+        return mask
     return mask.reshape(*mask.shape, *[1] * (len(shape) - 2)).expand(shape)
 
 
