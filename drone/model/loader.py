@@ -81,7 +81,7 @@ class DroneLoader(HfQuantizer):
             _check_all(folder, model, stored)
         model._keys_to_ignore_on_load_unexpected = {
             *(model._keys_to_ignore_on_load_unexpected or ()),
-            *(f"^{re.escape(key)}$" for key in markers(model)),
+            *(rf"(^|\.){re.escape(key)}$" for key in markers(model)),
         }
         return model
 
@@ -241,6 +241,13 @@ def _check_low_rank(folder: Path, model: PreTrainedModel, stored: Stored) -> Non
 
     transformers would fill them with random numbers, and only warn.
     """
+    for key in markers(model):
+        header = stored.get(key)
+        if header is not None and header.shape != (1,):
+            raise ValueError(
+                f"{folder}: {key.rpartition('.')[0]} has a rank in config.json, and a "
+                f"dense weight of shape {header.shape}; one of them is wrong."
+            )
     ties = model.all_tied_weights_keys
     for name, module in low_rank_modules(model).items():
         for part, tensor in module.state_dict().items():
