@@ -12,14 +12,16 @@ import pandas as pd
 import torch
 
 from drone.files import whole_file
-from drone.timing import processor
+from drone.timing import accelerator, processor
 
 
 def environment() -> dict[str, str]:
-    """Date (UTC), processor, threads, system and the versions that matter."""
+    """Date (UTC), processor, GPU if any, threads, system, the versions that matter."""
+    gpu = accelerator()
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "processor": processor(),
+        **({} if gpu is None else {"gpu": gpu}),
         "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
