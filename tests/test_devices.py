@@ -300,7 +300,7 @@ def test_clocks_profiles_and_counts_bring_the_batch_to_the_model(
 
 def test_eight_bits_are_for_the_processor_and_the_error_says_so() -> None:
     model = nn.Sequential(nn.Linear(4, 3, device="meta")).eval()
-    with pytest.raises(ValueError, match="on meta; .* processor only: move the model"):
+    with pytest.raises(ValueError, match=r"on meta; .* processor only: move the"):
         drone.quantize.int8(model)
 
 
@@ -312,10 +312,17 @@ def test_heads_on_a_gpu_have_ranks_of_multiples_of_8(
     assert grid_ranks(63, aligned=True) == grid_ranks(63)
     block = tiny_bert.bert.encoder.layer[0].attention.self
     assert costs._ranks(block, GRID) == tuple(range(1, 8))
-    with FakeTensorMode(), torch.device("cuda"):
-        block.query, block.key = nn.Linear(32, 128), nn.Linear(32, 128)
+    with FakeTensorMode():
+        block.query, block.key = on_gpu(32, 128), on_gpu(32, 128)
         assert costs._ranks(block, GRID) == (8, 16, 24)
-        assert costs._ranks(nn.Linear(32, 32), GRID) == grid_ranks(15)
+        assert costs._ranks(on_gpu(32, 32), GRID) == grid_ranks(15)
+
+
+def on_gpu(into: int, out: int, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    """A layer without numbers; inside a FakeTensorMode."""
+    linear = nn.Linear(into, out, device="meta", bias=False)
+    linear.weight = nn.Parameter(torch.empty(out, into, device="cuda", dtype=dtype))
+    return linear
 
 
 @pytest.mark.parametrize(
@@ -334,13 +341,12 @@ def test_the_report_says_when_a_rank_leaves_the_fused_kernel(
 ) -> None:
     dense = tiny_bert.bert.encoder.layer[0].attention.self
 
-    def block() -> nn.Module:
-        q, k = (nn.Linear(32, 4 * rank, dtype=dtype) for _ in range(2))
-        return drone.LowRankSelfAttention.replacing(dense, q, k)
-
-    assert not block().leaves_fused_kernel  # on a CPU
-    with FakeTensorMode(), torch.device("cuda"):
-        away = block()
+    q, k = (nn.Linear(32, 4 * rank, dtype=dtype) for _ in range(2))
+    here = drone.LowRankSelfAttention.replacing(dense, q, k)
+    assert not here.leaves_fused_kernel  # on a CPU
+    with FakeTensorMode():
+        q, k = (on_gpu(32, 4 * rank, dtype) for _ in range(2))
+        away = drone.LowRankSelfAttention.replacing(dense, q, k)
         assert away.leaves_fused_kernel is leaves
         note = drone.report(nn.ModuleDict({"self": away}))["note"].iloc[0]
     assert ("slow here" in note) is leaves
@@ -453,7 +459,7 @@ def test_a_plan_that_does_not_fit_the_models_dtype_is_refused(
     with torch.no_grad():
         tiny_bert.get_submodule(name).weight.mul_(1e6)
     small = drone.compress(tiny_bert, {name: 5}).get_submodule(name)
-    with pytest.raises(ValueError, match="right has a number that torch.float16"):
+    with pytest.raises(ValueError, match=r"right has a number that torch\.float16"):
         drone.layers.linear.moved(small, torch.empty(0, dtype=torch.float16))
 
 
