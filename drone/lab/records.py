@@ -13,16 +13,16 @@ import pandas as pd
 import torch
 
 from drone.files import whole_file
-from drone.timing import processor
+from drone.timing import accelerator, processor
 
 
 def environment() -> dict[str, str]:
-    """Date (UTC), processor, GPU if any, threads, system, versions that matter."""
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    """Date (UTC), processor, GPU if any, threads, system, the versions that matter."""
+    gpu = accelerator()
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "processor": processor(),
-        **gpu,
+        **({} if gpu is None else {"gpu": gpu}),
         "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
