@@ -35,9 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     path.mkdir()
     (path / "vocab.txt").write_text("\n".join(vocabulary))
-    BertTokenizerFast(str(path / "vocab.txt"), model_max_length=32).save_pretrained(
-        path
-    )
+    made = BertTokenizerFast(str(path / "vocab.txt"), model_max_length=32)
+    made.save_pretrained(path)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(vocabulary),
