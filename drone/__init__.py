@@ -37,14 +37,24 @@ from drone.math.factorize import (
 )
 from drone.math.moments import SecondMoment
 from drone.model import quantize
-from drone.model.adapters import attention_blocks, encoder_linears
+from drone.model.adapters import (
+    SkippedModuleWarning,
+    attention_blocks,
+    encoder_linears,
+)
 from drone.model.calibrate import calibrate
 from drone.model.compress import (
     AboveBreakEvenWarning,
+    BrokenTieWarning,
+    FewTokensWarning,
+    NothingReplacedWarning,
     factorize_modules,
-    report,
 )
+from drone.model.inputs import prepare
+from drone.model.loss import OneClassWarning
+from drone.model.masks import LeftPaddingWarning, NoMaskWarning
 from drone.model.moment_files import load_moments, save_moments
+from drone.model.report import report
 from drone.model.storage import load, save
 from drone.search import costs
 from drone.search.algorithm2 import search_ranks
@@ -79,19 +89,26 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "AboveBreakEvenWarning",
     "AttentionFactorization",
+    "BrokenTieWarning",
     "Compressed",
     "Factorization",
+    "FewTokensWarning",
     "Goal",
     "LSTMConfig",
     "LSTMLanguageModel",
     "LSTMLayer",
     "LatencyReport",
+    "LeftPaddingWarning",
     "LowRankEmbedding",
     "LowRankLSTM",
     "LowRankLinear",
     "LowRankSelfAttention",
+    "NoMaskWarning",
+    "NothingReplacedWarning",
+    "OneClassWarning",
     "RankPlan",
     "SecondMoment",
+    "SkippedModuleWarning",
     "attention_blocks",
     "break_even_rank",
     "calibrate",
@@ -107,6 +124,7 @@ __all__ = [
     "load",
     "load_moments",
     "multiply_adds",
+    "prepare",
     "profile_modules",
     "quantize",
     "report",

@@ -65,9 +65,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder; on success it becomes `path`, else it is removed.
 
     Raises:
-        FileExistsError: `path` is there already; a result is never overwritten.
+        FileExistsError: `path` is a file, or a folder with something in it; a result
+            is never overwritten.
     """
-    if path.exists():
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists already; delete it to write it anew.")
     path.parent.mkdir(parents=True, exist_ok=True)
     # mkdtemp makes the folder private (0700); the child has ordinary permissions.
@@ -76,6 +77,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary = outer / path.name
         temporary.mkdir()
         yield temporary
-        temporary.rename(path)
+        if path.is_dir():
+            path.resolve().rmdir()  # refused if something came into it meanwhile
+        temporary.rename(path.resolve())
     finally:
         shutil.rmtree(outer)

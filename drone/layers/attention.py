@@ -107,6 +107,11 @@ class LowRankSelfAttention(nn.Module):
             dense, _linear(weight_q, bias_q, trains), _linear(weight_k, bias_k, trains)
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how to build a copy: the class is made by `_subclass`, in no module."""
+        family = type(self).__bases__[-1]
+        return _empty, (family,), self.__dict__
+
     @property
     def projections(self) -> tuple[str, str]:
         """Names of the two parts that got smaller."""
@@ -172,6 +177,12 @@ class LowRankSelfAttention(nn.Module):
 def _subclass(family: type) -> type[LowRankSelfAttention]:
     """Derive from the family's class too: transformers records attention by class."""
     return type(f"LowRank{family.__name__}", (LowRankSelfAttention, family), {})
+
+
+def _empty(family: type) -> LowRankSelfAttention:
+    """Return a block of a family without its parts, for pickle and `copy` to fill."""
+    plain = family is nn.Module  # made by `LowRankSelfAttention(...)` itself
+    return object.__new__(LowRankSelfAttention if plain else _subclass(family))
 
 
 def query_and_key(block: nn.Module) -> tuple[nn.Linear, nn.Linear]:

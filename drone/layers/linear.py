@@ -1,7 +1,10 @@
 """What replaces a dense module."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from drone.math.factorize import Factorization, break_even_rank, check_rank, factorize
 
@@ -13,7 +16,16 @@ class LowRankLinear(nn.Module):
         right: (rank, in), applied first.
         left: (out, rank), applied second.
         bias: (out,) or None.
+        tied_to: name of the module that still has the dense weight, where the two
+            shared it; None: nobody does. For `report`; not saved.
+
+    >>> from torch import nn
+    >>> thin = LowRankLinear.from_linear(nn.Linear(6, 4), rank=2)
+    >>> tuple(thin.left.shape), tuple(thin.right.shape), tuple(thin.weight.shape)
+    ((4, 2), (2, 6), (4, 6))
     """
+
+    tied_to: str | None = None
 
     def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
         """Wrap the factors as they are: shapes (out, rank), (rank, in) and (out,).
@@ -38,7 +50,7 @@ class LowRankLinear(nn.Module):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, rank: int, factorization: Factorization | None = None
+        cls, linear: nn.Module, rank: int, factorization: Factorization | None = None
     ) -> "LowRankLinear":
         """Replace a dense layer by its best rank-`rank` factors.
 
@@ -46,14 +58,16 @@ class LowRankLinear(nn.Module):
         inherited; nothing is shared with `linear`.
 
         Args:
-            linear: weight (out, in).
+            linear: weight (out, in), or a Conv1D, whose weight is (in, out).
             rank: from 1 to min(out, in).
             factorization: of `linear.weight`; None computes it.
 
         Raises:
             ValueError: the rank is not allowed, or the factorization is of another
                 shape.
+            TypeError: `linear` is neither.
         """
+        linear = as_linear(linear)
         check_rank(rank, min(linear.weight.shape))
         if factorization is None:
             factorization = factorize(linear.weight)
@@ -97,6 +111,29 @@ class LowRankLinear(nn.Module):
         """Ŵ = left @ right, (out, in)."""
         return self.left @ self.right
 
+    @property
+    def weight(self) -> Tensor:
+        """Ŵ again, read-only, for code that reads a Linear's weight. Chapter 1.
+
+        T5 asks for its dtype, `nn.TransformerEncoder` and `nn.MultiheadAttention`
+        multiply with it: whoever does so is right, but gains no speed, since the two
+        thin products are then not what runs. `report` says so.
+        """
+        return self.dense_weight
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to set `weight`, which a Linear would allow.
+
+        Raises:
+            AttributeError: it is computed; `left` and `right` can be set.
+        """
+        if name == "weight":
+            raise AttributeError(
+                "the weight of a LowRankLinear is computed, left @ right; set left "
+                "and right."
+            )
+        super().__setattr__(name, value)
+
     def forward(self, input: Tensor) -> Tensor:
         """(…, in) → (…, rank) → (…, out)."""
         return F.linear(F.linear(input, self.right), self.left, self.bias)
@@ -109,6 +146,35 @@ class LowRankLinear(nn.Module):
         )
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a dense Linear, or GPT-2's Conv1D, which is one transposed.
+
+    >>> from torch import nn
+    >>> is_linear(nn.Linear(2, 3)), is_linear(nn.Conv1d(2, 3, 1))
+    (True, False)
+    """
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def as_linear(module: nn.Module) -> nn.Linear:
+    """Return a Linear itself, and of a Conv1D a Linear that shares its tensors.
+
+    Raises:
+        TypeError: `module` is neither.
+    """
+    if isinstance(module, nn.Linear):
+        return module
+    if not isinstance(module, Conv1D):
+        raise TypeError(f"{type(module).__name__}; Linear or Conv1D is needed.")
+    into, out = module.weight.shape
+    linear = nn.Linear(into, out, device="meta").train(module.training)
+    # (in, out) is stored; the transpose is a view, so nothing is copied.
+    trains = module.weight.requires_grad
+    linear.weight = nn.Parameter(module.weight.detach().T, requires_grad=trains)
+    linear.bias = module.bias
+    return linear
+
+
 def linear_multiply_adds(module: nn.Module) -> int:
     """Multiply-adds of one token through a dense or low-rank layer.
 
@@ -117,8 +183,8 @@ def linear_multiply_adds(module: nn.Module) -> int:
     """
     if isinstance(module, LowRankLinear):
         return module.rank * (module.in_features + module.out_features)
-    if isinstance(module, nn.Linear):
-        return module.in_features * module.out_features
+    if is_linear(module):
+        return as_linear(module).weight.numel()
     raise TypeError(f"{type(module).__name__}; Linear or LowRankLinear is needed.")
 
 

@@ -1,200 +1,149 @@
 """A compressed model as an ordinary Hugging Face folder, safetensors and config."""
 
-from collections.abc import Iterator
+import importlib
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.quantizers.auto import (
-    register_quantization_config,
-    register_quantizer,
-)
-from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
+from transformers import AutoConfig, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
 
 from drone.files import whole_folder
-from drone.layers.attention import LowRankSelfAttention, attention_heads, query_and_key
-from drone.layers.embedding import LowRankEmbedding
-from drone.layers.linear import LowRankLinear
-from drone.model.adapters import module_named
+from drone.model.loader import DroneLoader
+from drone.model.ranks import (
+    METHOD,
+    DroneConfig,
+    low_rank_modules,
+    remember_ranks,
+    untie_replaced,
+)
+from drone.model.weight_files import (
+    CONFIG,
+    Header,
+    digests,
+    headers,
+    read_json,
+    weight_files,
+)
 from drone.progress import quiet
 
-LowRank = LowRankLinear | LowRankSelfAttention | LowRankEmbedding
-FORMAT_VERSION = 1
-METHOD = "drone"  # what config.json calls it
+__all__ = [
+    "DroneConfig",
+    "DroneLoader",
+    "load",
+    "low_rank_modules",
+    "remember_ranks",
+    "save",
+    "untie_replaced",
+]
 
-
-@register_quantization_config(METHOD)
-class DroneConfig(QuantizationConfigMixin):
-    """What config.json says of a compressed model. Read by transformers itself."""
-
-    def __init__(
-        self, ranks: dict[str, int], format_version: int = FORMAT_VERSION, **_: Any
-    ) -> None:
-        """Take {module name: rank} and the format's version.
-
-        Raises:
-            ValueError: the version is not the one this library reads.
-        """
-        if format_version != FORMAT_VERSION:
-            raise ValueError(
-                f"the model was saved in format {format_version}; this version of "
-                f"drone reads format {FORMAT_VERSION}."
-            )
-        self.quant_method = METHOD  # type: ignore[assignment]  # theirs is an Enum
-        self.format_version = format_version
-        self.ranks = ranks
-
-
-@register_quantizer(METHOD)
-class DroneLoader(HfQuantizer):
-    """Lets `from_pretrained` build the thin modules before it reads the weights.
-
-    transformers' hook for quantized models is the one place where a library may
-    replace modules while a model loads; nothing here is quantized.
-    """
-
-    def _process_model_before_weight_loading(
-        self,
-        model: nn.Module,
-        checkpoint_files: list[str] | None = None,
-        **_: Any,
-    ) -> nn.Module:
-        assert isinstance(self.quantization_config, DroneConfig)  # registered for it
-        names = _names_in(model, self.quantization_config.ranks)
-        # Blocks first: they take over the other projections, by the same names.
-        for name in sorted(
-            names, key=lambda n: isinstance(module_named(model, n), nn.Linear)
-        ):
-            model.set_submodule(
-                name, _skeleton(module_named(model, name), name, names[name])
-            )
-        untie_replaced(model)
-        if checkpoint_files:
-            _check_tensors(model, names, [Path(file) for file in checkpoint_files])
-        return model
-
-    def _process_model_after_weight_loading(
-        self, model: nn.Module, **_: Any
-    ) -> nn.Module:
-        # It trains, casts and moves like any model: only its config remembers.
-        del model.hf_quantizer, model.quantization_method
-        setattr(model, "is_quantized", False)  # noqa: B010
-        for module in model.modules():
-            if isinstance(module, PreTrainedModel):
-                module.config._is_quantized = False
-        remember_ranks(model)  # an encoder read alone has other names than the file
-        return model
-
-    def is_serializable(self) -> bool:
-        """Whether `save_pretrained` may write it."""
-        return True
-
-    @property
-    def is_trainable(self) -> bool:
-        """Whether Trainer may train it."""
-        return True
-
-
-def low_rank_modules(
-    model: nn.Module,
-) -> dict[str, LowRank]:
-    """Name the modules that have been replaced, in network order."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, LowRank)
-    }
-
-
-def remember_ranks(model: nn.Module) -> None:
-    """Write each replaced module's rank into a Hugging Face model's config.
-
-    With it, also a plain `save_pretrained`, or a checkpoint of Trainer, loads again.
-    """
-    if isinstance(model, PreTrainedModel) and low_rank_modules(model):
-        untie_replaced(model)
-        ranks = {name: module.rank for name, module in low_rank_modules(model).items()}
-        model.config.quantization_config = DroneConfig(ranks)
-
-
-def untie_replaced(model: nn.Module) -> None:
-    """Forget the ties of weights of which one is no longer there.
-
-    A decoder that shares the embedding's table is on its own once one of them is thin;
-    transformers would still look for the dense weight.
-    """
-    if isinstance(model, PreTrainedModel):
-        has = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        ties = model.all_tied_weights_keys
-        kept = {a: b for a, b in ties.items() if {a, b} <= has}
-        model.all_tied_weights_keys = kept
+# Models of this library that transformers knows only once their module is imported.
+OWN = {"drone-lstm": "drone.lab.lstm_model"}
+# Fields with which a config points to other files, code or kernels than the folder's.
+FOREIGN = ("transformers_weights", "fusion_config", "base_model_name_or_path")
+# What a config with impossible numbers makes of a model's constructor.
+UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
 
 
 def save(model: PreTrainedModel, folder: Path | str) -> None:
     """Write a compressed model as a Hugging Face folder, whole or not at all.
 
     `load(folder)` reads it back bit-equal, and so does, after `import drone`, plain
-    `AutoModelForSequenceClassification.from_pretrained(folder)`.
+    `AutoModelForSequenceClassification.from_pretrained(folder)`. Without `import drone`
+    that raises a size mismatch; with `ignore_mismatched_sizes=True` it does not, and
+    every layer that was replaced comes back random: do not pass it to such a folder.
 
     Args:
-        model: from `compress`.
-        folder: must not exist yet.
+        model: from `compress`, a Hugging Face model and not what wraps one.
+        folder: new or empty.
 
     Raises:
         TypeError: not a Hugging Face model.
-        ValueError: no module of it is low-rank, or two modules share a tensor.
-        FileExistsError: the folder exists.
+        ValueError: no module of it is low-rank, two modules share a tensor, or a
+            parameter has NaN or Inf. The message names it.
+        FileExistsError: the folder has something in it, or is a file.
+
+    >>> import tempfile, drone
+    >>> from transformers import BertConfig, BertModel
+    >>> sizes = dict(hidden_size=8, num_attention_heads=2, intermediate_size=16)
+    >>> model = BertModel(BertConfig(vocab_size=20, num_hidden_layers=1, **sizes))
+    >>> small = drone.compress(model, {"encoder.layer.0.output.dense": 3})
+    >>> folder = tempfile.mkdtemp()
+    >>> drone.save(small, folder)
+    >>> drone.load(folder).encoder.layer[0].output.dense.rank
+    3
     """
     if not isinstance(model, PreTrainedModel):
-        kind = type(model).__name__
-        raise TypeError(f"{kind} is no Hugging Face model; save its state_dict().")
+        raise TypeError(_no_model(model))
     if not low_rank_modules(model):
         raise ValueError("no module is low-rank; a dense model has save_pretrained().")
-    _check_unshared(model)
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"{name} has NaN or Inf; it is not saved.")
     remember_ranks(model)
+    _check_unshared(model)
     with whole_folder(Path(folder)) as temporary, quiet():
         model.save_pretrained(temporary, max_shard_size="1TB")
+        config = read_json(temporary / CONFIG)
+        written = digests(temporary, weight_files(temporary))
+        config["quantization_config"]["sha256"] = written
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (temporary / CONFIG).write_text(text, encoding="utf-8")
 
 
-def load(folder: Path | str) -> PreTrainedModel:
+def load(
+    folder: Path | str, cls: type[PreTrainedModel] | None = None
+) -> PreTrainedModel:
     """Read a folder written by `save`, in eval mode and the dtype it was saved in.
+
+    Nothing of the folder is run, nothing is asked and no network is used.
+
+    Args:
+        folder: written by `save`, by a compressed model's `save_pretrained` (one file
+            or shards), or as a checkpoint of Trainer.
+        cls: the model's class; None: the one config.json names, which has to be
+            transformers' own or imported already.
 
     Raises:
         FileNotFoundError: the folder has no config.json or no safetensors file.
         ValueError: not a compressed model, another format version, a damaged file, a
-            missing or an extra tensor, or one of the wrong shape. The message names it.
+            missing or an extra tensor, or one of the wrong shape or dtype, a NaN. The
+            message names it.
+        ImportError: the model is an LSTM of the book and a package of its is missing.
     """
     folder = Path(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file() or not files:
-        raise FileNotFoundError(f"{folder}: config.json and *.safetensors are needed.")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    described = getattr(config, "quantization_config", None) or {}
-    if described.get("quant_method") != METHOD:
+    files = weight_files(folder)
+    written = read_json(folder / CONFIG)
+    described = written.get("quantization_config")
+    if not isinstance(described, dict) or described.get("quant_method") != METHOD:
         raise ValueError(f"{folder}: its config.json names no ranks; drone.save does.")
-    (name,) = config.architectures
-    kind: Any = getattr(transformers, name, None)
-    if kind is None:  # registered with transformers, as the book's LSTM is
-        kind = AutoModelForCausalLM
-    with quiet():
-        model, info = kind.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused here, by name
-        )
-    # An encoder taken out of a classifier may have no pooler; AutoModel's makes one.
-    pooler = getattr(model, "pooler", None)
-    if isinstance(pooler, nn.Module):
-        own = {f"pooler.{name}" for name in pooler.state_dict()}
-        if info["missing_keys"] == own:
-            model.pooler, info["missing_keys"] = None, set()
+    DroneConfig(**{"ranks": None, **described})  # refused before a model is built
+    for field in FOREIGN:
+        if written.get(field) is not None:
+            raise ValueError(f"{folder}: config.json's {field} is never followed.")
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"{folder}: has an adapter; merge it, and save anew.")
+    _check_counts(folder, written, headers(files))
+    config = _config(folder, written, cls)
+    config.quantization_config = {**described, "strict": True}
+    kind: Any = cls or _class_named(folder, written.get("architectures"), config)
+    try:
+        with quiet():
+            model, info = kind.from_pretrained(
+                folder,
+                config=config,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except UNFIT as error:
+        raise ValueError(
+            f"{folder}: config.json does not fit {kind.__name__}: {error}"
+        ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             keys = ", ".join(sorted(map(str, info[problem])))
@@ -202,78 +151,114 @@ def load(folder: Path | str) -> PreTrainedModel:
     return model  # type: ignore[no-any-return]
 
 
-def _names_in(model: nn.Module, ranks: dict[str, int]) -> dict[str, int]:
-    """Rename the modules if the folder is read as its encoder alone, or with a head."""
-    prefix = f"{model.base_model_prefix}."
-    has = dict(model.named_modules())
-    if not model.base_model_prefix or all(name in has for name in ranks):
-        return ranks
-    if any(name.startswith(prefix) for name in ranks):  # only the encoder is wanted
-        kept = {n: k for n, k in ranks.items() if n.startswith(prefix)}
-        return {name.removeprefix(prefix): rank for name, rank in kept.items()}
-    return {prefix + name: rank for name, rank in ranks.items()}
-
-
-def _skeleton(dense: nn.Module, name: str, rank: int) -> LowRank:
-    """Return a low-rank module in place of a dense one, its weights not read yet."""
-    if isinstance(dense, nn.Linear):
-        weight = dense.weight
-        left = weight.new_empty(dense.out_features, rank)
-        right = weight.new_empty(rank, dense.in_features)
-        bias = None if dense.bias is None else torch.empty_like(dense.bias)
-        return LowRankLinear(left, right, bias)
-    if isinstance(dense, nn.Embedding):
-        table = dense.weight.new_empty(dense.num_embeddings, rank)
-        right = dense.weight.new_empty(rank, dense.embedding_dim)
-        return LowRankEmbedding(table, right, dense.padding_idx)
-    try:
-        query, _ = query_and_key(dense)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    rows = attention_heads(dense) * rank
-    thin = [nn.Linear(query.in_features, rows).to(query.weight.dtype) for _ in range(2)]
-    return LowRankSelfAttention.replacing(dense, *thin)
-
-
-def _shapes(files: list[Path]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the name and shape of each tensor in safetensors files."""
-    for path in files:
+def _config(
+    folder: Path, written: Mapping[str, Any], cls: type[PreTrainedModel] | None
+) -> PreTrainedConfig:
+    """Read config.json as its class, which is never the folder's own code."""
+    kind = written.get("model_type")
+    if isinstance(kind, str) and kind in OWN:
         try:
-            with safe_open(path, "pt") as file:
-                for key in file.keys():  # noqa: SIM118
-                    yield key, tuple(file.get_slice(key).get_shape())
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path}: damaged, or not safetensors ({error})."
+            importlib.import_module(OWN[kind])
+        except ImportError as error:
+            raise ImportError(
+                f"{folder}: a {kind} needs {error.name}; pip install drone[lab]."
             ) from error
+    own = getattr(cls, "config_class", None)
+    try:
+        if own is not None:
+            return own.from_pretrained(folder, local_files_only=True)  # type: ignore[no-any-return]
+        return AutoConfig.from_pretrained(  # type: ignore[no-any-return]
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (ValueError, *UNFIT) as error:
+        raise ValueError(
+            f"{folder}: config.json is not one that transformers knows ({error}). The "
+            "folder's own code is never run: give the class, load(folder, cls=MyModel)."
+        ) from error
 
 
-def _check_tensors(model: nn.Module, names: dict[str, int], files: list[Path]) -> None:
-    """Refuse a file without the low-rank modules' tensors.
+def _class_named(
+    folder: Path, names: object, config: PreTrainedConfig
+) -> type[PreTrainedModel]:
+    """Find the model's class: transformers' own, or one that is imported already."""
+    hint = "Give the class, load(folder, cls=MyModel)."
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        raise ValueError(
+            f"{folder}: config.json's architectures are {names!r}; a list with one "
+            f"class's name is needed. {hint}"
+        )
+    (name,) = names
+    found = [getattr(transformers, name, None)] if name.isidentifier() else []
+    if found != [None]:
+        found = [c for c in found if isinstance(c, type)]
+    else:
+        found = [c for c in _subclasses(PreTrainedModel) if c.__name__ == name]
+    fitting = [
+        c
+        for c in found
+        if issubclass(c, PreTrainedModel)
+        and isinstance(config, c.config_class or PreTrainedConfig)
+    ]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"{folder}: config.json's architectures name {name}, which is no model "
+            f"class for a {config.model_type} that is known here. {hint}"
+        )
+    return fitting[0]
 
-    transformers would fill them with random numbers, and only warn.
+
+def _subclasses(kind: type) -> Iterator[type]:
+    """Yield all classes derived from one, that are imported."""
+    for each in kind.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+def _check_counts(
+    folder: Path, written: Mapping[str, Any], stored: Mapping[str, Header]
+) -> None:
+    """Refuse more layers than there are tensors, or more labels than numbers.
+
+    Such a model would fill the memory while it is built, before a shape is compared.
     """
-    # The file may name the modules with the encoder's prefix, or without.
-    prefix = f"{model.base_model_prefix}."
-    stored = {key.removeprefix(prefix): shape for key, shape in _shapes(files)}
-    for name in names:
-        for part, tensor in module_named(model, name).state_dict().items():
-            key = f"{name}.{part}".removeprefix(prefix)
-            if key not in stored:
-                raise ValueError(f"{files[0].parent}: missing tensor {key}.")
-            if stored[key] != tuple(tensor.shape):
-                raise ValueError(
-                    f"{files[0].parent}: {key} has shape {stored[key]}; "
-                    f"{tuple(tensor.shape)} is what config.json's rank gives."
+    most = max((max(h.shape, default=1) for h in stored.values()), default=1)
+    for field, value in written.items():
+        if isinstance(value, dict) and field.endswith("_config"):
+            _check_counts(folder, value, stored)
+        layers = "layer" in field and not isinstance(value, bool)
+        allowed = len(stored) if layers else most
+        counted = layers or field == "num_labels"
+        if counted and isinstance(value, int | float) and value > allowed:
+            raise ValueError(
+                f"{folder}: config.json's {field} is {value}; the weights have room "
+                f"for {allowed}."
+            )
+
+
+def _no_model(given: object) -> str:
+    """Say what to save instead of this."""
+    kind = type(given).__name__
+    if isinstance(given, Mapping):
+        return f"a {kind} of tensors is no model; give the model itself."
+    if isinstance(given, nn.Module):
+        for name, module in given.named_modules():
+            if isinstance(module, PreTrainedModel):
+                return (
+                    f"{kind} wraps a {type(module).__name__}; save that one: "
+                    f"save(model.{name}, folder)."
                 )
+        return f"{kind} is no Hugging Face model; save its state_dict()."
+    return f"{kind} is no Hugging Face model; save(model, folder) takes one first."
 
 
 def _check_unshared(model: PreTrainedModel) -> None:
     """Refuse two modules with one tensor: the file would hold only one of them."""
-    seen: dict[int, str] = {}
+    seen: dict[int, tuple[str, Any]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        first = seen.setdefault(parameter.untyped_storage().data_ptr(), name)
-        if first != name and name not in model.all_tied_weights_keys:
+        place = parameter.untyped_storage().data_ptr()
+        first, other = seen.setdefault(place, (name, parameter))
+        tied = {first, name} & model.all_tied_weights_keys.keys()
+        if first != name and not (tied and parameter is other):
             raise ValueError(
                 f"{name} shares its storage with {first}; clone one of them."
             )

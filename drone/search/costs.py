@@ -16,11 +16,16 @@ from drone.layers.attention import (
     attention_heads,
     query_and_key,
 )
-from drone.layers.linear import LowRankLinear, linear_multiply_adds
+from drone.layers.linear import (
+    LowRankLinear,
+    as_linear,
+    is_linear,
+    linear_multiply_adds,
+)
 from drone.layers.lstm import Recurrent
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import break_even_rank
-from drone.model.adapters import attention_blocks, encoder_linears, module_named
+from drone.model.adapters import encoder_linears, known_blocks, module_named
 from drone.model.calibrate import to_device
 from drone.timing import time_calls
 
@@ -123,17 +128,16 @@ class Costs:
         return cls(read["whole"], modules)
 
 
-def searchable(model: nn.Module) -> list[str]:
+def searchable(
+    model: nn.Module, layers: str | Iterable[str] | None = None
+) -> list[str]:
     """Name what a search compresses: attention blocks, and Linears outside of Q and K.
 
     In network order; of a model without a known attention block, all Linears of its
     encoder layers.
     """
-    linears = encoder_linears(model)
-    types = {type(module).__name__ for module in model.modules()}
-    if not types & set(ATTENTION):
-        return list(linears)
-    blocks = attention_blocks(model)
+    linears = encoder_linears(model, layers)
+    blocks = known_blocks(model)
     inside = {
         f"{name}.{part}"
         for name, block in blocks.items()
@@ -150,8 +154,8 @@ def largest_rank(module: nn.Module) -> int:
     Raises:
         ValueError: the module is neither a Linear nor a known, dense attention block.
     """
-    if isinstance(module, nn.Linear):
-        return break_even_rank(module.out_features, module.in_features)
+    if is_linear(module):
+        return break_even_rank(*as_linear(module).weight.shape)
     query, _ = query_and_key(module)
     return query.out_features // attention_heads(module) - 1
 
@@ -263,9 +267,9 @@ def _inputs(
 def _kind(module: nn.Module, x: Tensor) -> str:
     """Describe a module so that two of one kind cost the same."""
     shape = "×".join(map(str, x.shape))
-    if isinstance(module, nn.Linear):
+    if is_linear(module):
         bias = "" if module.bias is not None else ", no bias"
-        size = f"{module.out_features}×{module.in_features}"
+        size = "×".join(map(str, as_linear(module).weight.shape))
         if isinstance(module, Recurrent):
             bias += ", a step at a time,"
         return f"Linear {size}{bias} on {shape}"
@@ -278,7 +282,8 @@ def _kind(module: nn.Module, x: Tensor) -> str:
 
 def _thin(module: nn.Module, rank: int) -> nn.Module:
     """Make a module of this rank to be timed."""
-    if isinstance(module, nn.Linear):
+    if is_linear(module):
+        module = as_linear(module)
         weight = module.weight
         left = torch.randn(weight.shape[0], rank).to(weight)
         right = torch.randn(rank, weight.shape[1]).to(weight)
@@ -294,10 +299,10 @@ def _thin(module: nn.Module, rank: int) -> nn.Module:
 
 def _weights(module: nn.Module, rank: int | None) -> int:
     """Count the numbers in a module's matrices at a rank, or dense."""
-    if isinstance(module, nn.Linear):
+    if is_linear(module):
         if rank is None:
             return linear_multiply_adds(module)
-        return rank * (module.in_features + module.out_features)
+        return rank * sum(as_linear(module).weight.shape)
     query, _ = query_and_key(module)
     rows = query.out_features if rank is None else attention_heads(module) * rank
     return 2 * rows * query.in_features

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from drone.files import tensors_sha256
+from drone.model.adapters import swap
 from drone.model.calibrate import calibrate
 from drone.model.compress import compress
 from drone.model.storage import remember_ranks
@@ -43,6 +44,7 @@ class RankPlan:
         seconds: the search took, factorizations included. Of an interrupted search,
             both count its trials, and the rest of the work once.
         model_sha256: of the weights that were searched; "" in a plan of format 1.
+        layers: as `search_ranks` was given them.
     """
 
     method: str
@@ -56,6 +58,7 @@ class RankPlan:
     layer_forwards: int
     seconds: float
     model_sha256: str = ""
+    layers: list[str] | None = None
     # The low-rank modules themselves; a plan read from a file has none.
     modules: dict[str, nn.Module] = field(default_factory=dict, compare=False)
 
@@ -78,7 +81,13 @@ class RankPlan:
         """
         if batches is not None:
             if self.method == "drone":
-                return compress(model, self.ranks, batches=batches, sequential=True)
+                return compress(
+                    model,
+                    self.ranks,
+                    batches=batches,
+                    sequential=True,
+                    layers=self.layers,
+                )
             sources = [input_name(model.get_submodule(n), n) for n in self.ranks]
             return compress(model, self.ranks, calibrate(model, batches, sources))
         if not self.modules and self.ranks:
@@ -95,7 +104,7 @@ class RankPlan:
         small = copy.deepcopy(model)
         for name, module in self.modules.items():
             home = next(small.get_submodule(name).parameters()).device
-            small.set_submodule(name, copy.deepcopy(module).to(home))
+            swap(small, name, copy.deepcopy(module).to(home))
         for name, module in small.named_modules():  # the search ran in eval mode
             module.training = model.get_submodule(name).training
         remember_ranks(small)

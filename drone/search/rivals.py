@@ -1,18 +1,18 @@
 """Rivals of Algorithm 2: each is a path from the smallest model to the dense one."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from torch import nn
 
 from drone import progress
+from drone.layers.linear import is_linear
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import Factorization
+from drone.model.adapters import swap
 from drone.model.calibrate import calibrate
 from drone.model.compress import factorize_modules, replace_module
-from drone.model.walk import Walk, input_name, mean_loss
+from drone.model.loss import LossFunction, mean_loss
+from drone.model.walk import Walk, input_name
 from drone.search.costs import Costs
 from drone.search.goal import Goal
 from drone.search.trials import (
@@ -37,7 +37,7 @@ def relative_errors(
     Of an attention block: of all logits of all heads. Shape (len(ranks) + 1,); zeros
     where there is nothing to lose.
     """
-    errors = factorization.errors.numpy()
+    errors = factorization.errors.cpu().numpy()
     squares = np.atleast_2d(errors**2).sum(axis=0)  # over heads, if there are any
     lost = np.append(squares[list(ranks)], 0.0)
     return lost / squares[0] if squares[0] > 0 else lost
@@ -175,20 +175,19 @@ PATHS: dict[str, Callable[[Costs, Mapping[str, np.ndarray]], list[Ranks]]] = {
 
 
 def along_a_path(
-    model: nn.Module,
-    batches: list[Mapping[str, Any]],
+    walk: Walk,
     costs: Costs,
     method: str,
     goal: Goal,
     book: Trials,
+    loss: LossFunction | None = None,
 ) -> Outcome:
     """Find the place on a rival's path and compress a copy; see `search_ranks`."""
-    small = copy.deepcopy(model)
+    small, batches = walk.model, walk.batches
     dense = {name: small.get_submodule(name) for name in costs.modules}
     sources = {name: input_name(module, name) for name, module in dense.items()}
     moments = calibrate(small, batches, sources.values())
     found = factorize_modules(small, costs.modules, moments)
-    walk = Walk(small, batches, costs.modules)
     dense_loss = book.loss("", None, walk.loss, len(walk.layers))
     errors = {
         name: relative_errors(found[name], module.ranks)
@@ -201,15 +200,15 @@ def along_a_path(
 
     def put(ranks: Mapping[str, int]) -> None:
         # Blocks first: the low-rank block takes over the values it holds.
-        for name in sorted(dense, key=lambda n: isinstance(dense[n], nn.Linear)):
-            small.set_submodule(name, dense[name])
+        for name in sorted(dense, key=lambda n: is_linear(dense[n])):
+            swap(small, name, dense[name])
             if name in ranks:
                 replace_module(small, name, ranks[name], found[name])
 
     def evaluate() -> float:
         nonlocal forwards
         forwards += len(walk.layers)
-        return mean_loss(small, batches)
+        return mean_loss(small, batches, loss)
 
     if goal.loss_increase is not None:
         check_dense_loss(dense_loss)

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten
 from drone.files import tensors_sha256, whole_file
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import Factorization
+from drone.model.adapters import swap
 from drone.model.compress import replace_module
 from drone.model.walk import Walk
 from drone.search.costs import Costs, ModuleCosts
@@ -67,7 +68,7 @@ def attempt_rank(
         above = len(walk.layers) - walk.number
         return book.loss(name, rank, walk.loss, above, allowed)
     finally:
-        walk.model.set_submodule(name, dense)
+        swap(walk.model, name, dense)
 
 
 def smallest_option(
@@ -251,6 +252,15 @@ def check_dense_loss(loss: float) -> None:
             f"the dense model's loss on these batches is {loss:.3g}; the budget is a "
             "ratio, so it must be above 0."
         )
+
+
+def described(loss: Callable[..., Any] | None) -> str:
+    """Tell one loss function from another: by its name and what it computes."""
+    code = getattr(loss, "__code__", None)
+    if loss is None or code is None:
+        return repr(loss)
+    name = f"{loss.__module__}.{loss.__qualname__}"
+    return f"{name} {code.co_code.hex()} {code.co_consts} {code.co_names}"
 
 
 def search_key(
