@@ -129,7 +129,10 @@ def report(folder: Folder) -> None:
     """Say of each layer of a model whether it is low-rank, and what that saves."""
     with _clearly():
         model, _ = _load(folder)
-        typer.echo(str(report_of(model)))
+        table = report_of(model)
+        columns = ["out", "in", "rank", "parameters", "parameters_dense"]
+        typer.echo(table.to_string(columns=columns))
+        typer.echo(table.summary())
 
 
 @app.command()
