@@ -1,4 +1,23 @@
-"""Data-aware low-rank compression of neural networks: the library of The DRONE Book."""
+"""Data-aware low-rank compression of neural networks: the library of The DRONE Book.
+
+One verb makes a model smaller, `compress`; `search_ranks` chooses ranks for a loss, a
+speed or a size; `save` and `load` keep the result as an ordinary Hugging Face folder.
+Below them stand the parts: `calibrate` collects what each layer sees, `factorize` finds
+the best factors for it.
+
+>>> import torch, transformers
+>>> import drone
+>>> config = transformers.BertConfig(vocab_size=50, hidden_size=32,
+...     num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+>>> model = transformers.BertForSequenceClassification(config)
+>>> ids = torch.randint(5, 50, (8, 12))  # your text, by your tokenizer
+>>> batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+>>> small = drone.compress(model, 0.5, batches=batches)  # a copy
+>>> small.compressed.kept <= 0.5
+True
+>>> type(small.bert.encoder.layer[0].output.dense).__name__
+'LowRankLinear'
+"""
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version

@@ -17,7 +17,7 @@ from drone.cli.rows import label_ids, make_batches, read_rows, split
 from drone.cli.score import interval, score
 from drone.files import whole_folder
 from drone.model.calibrate import to_device
-from drone.model.compress import report as report_of
+from drone.model.report import report as report_of
 from drone.model.storage import save
 from drone.progress import quiet
 from drone.search.verb import Compressed
@@ -129,7 +129,10 @@ def report(folder: Folder) -> None:
     """Say of each layer of a model whether it is low-rank, and what that saves."""
     with _clearly():
         model, _ = _load(folder)
-        typer.echo(report_of(model).to_string())
+        table = report_of(model)
+        columns = ["out", "in", "rank", "parameters", "parameters_dense"]
+        typer.echo(table.to_string(columns=columns))
+        typer.echo(table.summary())
 
 
 @app.command()

@@ -14,7 +14,8 @@ from torch import nn
 from drone import progress
 from drone.model.calibrate import frozen
 from drone.model.compress import check_module, factorize_module, replace_module
-from drone.model.loss import mean_loss
+from drone.model.inputs import prepare
+from drone.model.loss import LossFunction, mean_loss
 from drone.model.storage import remember_ranks
 from drone.model.walk import Walk
 from drone.search import rivals
@@ -29,6 +30,7 @@ from drone.search.trials import (
     Trials,
     attempt_rank,
     check_dense_loss,
+    described,
     ranks_sha256,
     search_key,
     smallest_option,
@@ -53,6 +55,8 @@ def search_ranks(
     method: str = "drone",
     target: str | None = None,
     trace: Path | None = None,
+    layers: str | Iterable[str] | None = None,
+    loss: LossFunction | None = None,
 ) -> RankPlan:
     """Choose a rank for every module: for a loss, a speed or a size. Algorithm 2.
 
@@ -90,6 +94,9 @@ def search_ranks(
         trace: a file to which each trial is written as it is made. If it exists, its
             trials are not made again: a search that was stopped goes on and ends at
             the same plan.
+        layers: names of the lists of layers to walk through, where those that are
+            found by themselves are not meant.
+        loss: (model, batch) → a scalar; None: what the model returns.
 
     Returns:
         A `RankPlan`. Ranks measured no faster than the dense module are not tried,
@@ -120,15 +127,18 @@ def search_ranks(
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}.")
     started = time.perf_counter()
-    batches = list(batches)
-    names = searchable(model) if modules is None else list(modules)
+    batches = prepare(batches, model)
+    layers = [layers] if isinstance(layers, str) else layers and list(layers)
+    names = searchable(model, layers) if modules is None else list(modules)
     if not batches or not names:
         raise ValueError("at least one batch and one module are needed.")
     for name in names:
         check_module(model, dict.fromkeys(names, 1), name, 1)
     book = Trials(
         trace,
-        lambda: search_key(model, batches, names, goal, list(grid), method),
+        lambda: search_key(
+            model, batches, names, goal, list(grid), method, layers, described(loss)
+        ),
     )
     with book, frozen(model), _random_state_kept(model):
         costs = _costs(model, batches, names, grid, times, book)
@@ -138,7 +148,8 @@ def search_ranks(
             known: Found = {}
 
             def run(increase: float) -> Outcome:
-                return _algorithm_2(model, batches, increase, costs, book, known)
+                walk = Walk(copy.deepcopy(model), batches, costs.modules, layers, loss)
+                return _algorithm_2(walk, increase, costs, book, known)
 
             if goal.loss_increase is not None:
                 found = run(goal.loss_increase)
@@ -147,16 +158,17 @@ def search_ranks(
                 goal.check(costs, ranks)
                 found = smallest_budget(run, lambda r: goal.reached(costs, r))
         else:
-            found = along_a_path(model, batches, costs, method, goal, book)
-        loss = mean_loss(found.small, batches)
+            walk = Walk(copy.deepcopy(model), batches, costs.modules, layers, loss)
+            found = along_a_path(walk, costs, method, goal, book, loss)
+        afresh = mean_loss(found.small, batches, loss)
     if goal.loss_increase is not None:
-        _check_promise(loss, found.dense_loss * (1 + goal.loss_increase), book)
+        _check_promise(afresh, found.dense_loss * (1 + goal.loss_increase), book)
     remember_ranks(found.small)
     return RankPlan(
         method=method,
         goal=goal,
         ranks=found.ranks,
-        loss=loss,
+        loss=afresh,
         dense_loss=found.dense_loss,
         costs=costs,
         trace=book.trace,
@@ -164,6 +176,7 @@ def search_ranks(
         layer_forwards=found.forwards + book.spared_layers,
         seconds=time.perf_counter() - started + book.spared_seconds,
         model_sha256=weights_sha256(model),
+        layers=layers,
         modules={name: found.small.get_submodule(name) for name in found.ranks},
     )
 
@@ -242,12 +255,7 @@ def shares(costs: Costs) -> dict[str, float]:
 
 
 def _algorithm_2(
-    model: nn.Module,
-    batches: list[Mapping[str, Any]],
-    increase: float,
-    costs: Costs,
-    book: Trials,
-    known: Found,
+    walk: Walk, increase: float, costs: Costs, book: Trials, known: Found
 ) -> Outcome:
     """Walk through the layers of a copy, replacing modules; see `search_ranks`.
 
@@ -255,12 +263,11 @@ def _algorithm_2(
     replaced below it: they serve a walk with another increase as long as both choose
     alike, and are exact there.
     """
-    small = copy.deepcopy(model)
+    small = walk.model
     ranks: dict[str, int] = {}
     last: dict[str, int] = {}  # where in the grid the last module of a kind ended
     exponents, spent, before = shares(costs), 0.0, dict(known)
     known.clear()
-    walk = Walk(small, batches, costs.modules)
     book.after = ""
     loss = dense_loss = book.loss("", None, walk.loss, len(walk.layers))
     check_dense_loss(dense_loss)

@@ -129,13 +129,15 @@ class Costs:
         return cls(read["whole"], modules)
 
 
-def searchable(model: nn.Module) -> list[str]:
+def searchable(
+    model: nn.Module, layers: str | Iterable[str] | None = None
+) -> list[str]:
     """Name what a search compresses: attention blocks, and Linears outside of Q and K.
 
     In network order; of a model without a known attention block, all Linears of its
     encoder layers.
     """
-    linears = encoder_linears(model)
+    linears = encoder_linears(model, layers)
     blocks = known_blocks(model)
     inside = {
         f"{name}.{part}"

@@ -45,6 +45,7 @@ class RankPlan:
         seconds: the search took, factorizations included. Of an interrupted search,
             both count its trials, and the rest of the work once.
         model_sha256: of the weights that were searched; "" in a plan of format 1.
+        layers: as `search_ranks` was given them.
     """
 
     method: str
@@ -58,6 +59,7 @@ class RankPlan:
     layer_forwards: int
     seconds: float
     model_sha256: str = ""
+    layers: list[str] | None = None
     # The low-rank modules themselves; a plan read from a file has none.
     modules: dict[str, nn.Module] = field(default_factory=dict, compare=False)
 
@@ -80,7 +82,13 @@ class RankPlan:
         """
         if batches is not None:
             if self.method == "drone":
-                return compress(model, self.ranks, batches=batches, sequential=True)
+                return compress(
+                    model,
+                    self.ranks,
+                    batches=batches,
+                    sequential=True,
+                    layers=self.layers,
+                )
             sources = [input_name(model.get_submodule(n), n) for n in self.ranks]
             return compress(model, self.ranks, calibrate(model, batches, sources))
         if not self.modules and self.ranks:

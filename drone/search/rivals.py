@@ -1,11 +1,8 @@
 """Rivals of Algorithm 2: each is a path from the smallest model to the dense one."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from torch import nn
 
 from drone import progress
 from drone.layers.linear import is_linear
@@ -14,7 +11,7 @@ from drone.math.factorize import Factorization
 from drone.model.adapters import swap
 from drone.model.calibrate import calibrate
 from drone.model.compress import factorize_modules, replace_module
-from drone.model.loss import mean_loss
+from drone.model.loss import LossFunction, mean_loss
 from drone.model.walk import Walk, input_name
 from drone.search.costs import Costs
 from drone.search.goal import Goal
@@ -178,20 +175,19 @@ PATHS: dict[str, Callable[[Costs, Mapping[str, np.ndarray]], list[Ranks]]] = {
 
 
 def along_a_path(
-    model: nn.Module,
-    batches: list[Mapping[str, Any]],
+    walk: Walk,
     costs: Costs,
     method: str,
     goal: Goal,
     book: Trials,
+    loss: LossFunction | None = None,
 ) -> Outcome:
     """Find the place on a rival's path and compress a copy; see `search_ranks`."""
-    small = copy.deepcopy(model)
+    small, batches = walk.model, walk.batches
     dense = {name: small.get_submodule(name) for name in costs.modules}
     sources = {name: input_name(module, name) for name, module in dense.items()}
     moments = calibrate(small, batches, sources.values())
     found = factorize_modules(small, costs.modules, moments)
-    walk = Walk(small, batches, costs.modules)
     dense_loss = book.loss("", None, walk.loss, len(walk.layers))
     errors = {
         name: relative_errors(found[name], module.ranks)
@@ -212,7 +208,7 @@ def along_a_path(
     def evaluate() -> float:
         nonlocal forwards
         forwards += len(walk.layers)
-        return mean_loss(small, batches)
+        return mean_loss(small, batches, loss)
 
     if goal.loss_increase is not None:
         check_dense_loss(dense_loss)

@@ -254,6 +254,31 @@ def check_dense_loss(loss: float) -> None:
         )
 
 
+def described(loss: Callable[..., Any] | None) -> str:
+    """Tell one loss function from another: by its name and what it computes."""
+    code = getattr(loss, "__code__", None)
+    if loss is None or code is None:
+        return repr(loss)
+    name = f"{loss.__module__}.{loss.__qualname__}"
+    return f"{name} {code.co_code.hex()} {code.co_consts} {code.co_names}"
+
+
+def _config(config: Any, batches: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a config's settings, without what names a folder or fills itself in."""
+    settings: dict[str, Any] = config.to_dict()
+    settings.pop("_name_or_path", None)
+    labels = batches[0].get("labels")
+    if settings.get("problem_type", "") is None and isinstance(labels, Tensor):
+        # transformers writes it into the config at the first pass with labels.
+        kind = "multi_label_classification"
+        if getattr(config, "num_labels", 2) == 1:
+            kind = "regression"
+        elif labels.dtype in (torch.long, torch.int):
+            kind = "single_label_classification"
+        settings["problem_type"] = kind
+    return settings
+
+
 def search_key(
     model: nn.Module, batches: list[Mapping[str, Any]], *settings: Any
 ) -> str:
@@ -263,10 +288,9 @@ def search_key(
     own with another forward, half precision, a release with another rounding, do too.
     """
     config = getattr(model, "config", None)
-    described = config.to_dict() if hasattr(config, "to_dict") else str(config)
     parts = [str(setting) for setting in settings]
     parts += [
-        str(described),
+        str(_config(config, batches) if hasattr(config, "to_dict") else config),
         str(getattr(config, "_attn_implementation", None)),
         str(model),  # the modules' classes, activations and dropouts
         *(f"{type(m).__module__}.{type(m).__qualname__}" for m in model.modules()),

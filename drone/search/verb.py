@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from drone.layers.linear import linear_multiply_adds
+from drone.layers.linear import is_linear, linear_multiply_adds
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import Factorization, break_even_rank
 from drone.math.moments import SecondMoment
 from drone.model import compress as by_ranks
 from drone.model.adapters import encoder_linears
 from drone.model.calibrate import calibrate
+from drone.model.loss import LossFunction
 from drone.search.algorithm2 import search_ranks
 from drone.search.costs import ALIGNED, searchable
 from drone.search.goal import Goal
@@ -69,6 +70,8 @@ def compress(
     method: str | None = None,
     factorizations: Mapping[str, Factorization | AttentionFactorization] | None = None,
     sequential: bool = False,
+    layers: str | Iterable[str] | None = None,
+    loss: LossFunction | None = None,
 ) -> nn.Module:
     """Return a smaller copy of a model: to a size, a rank, a speed, or your ranks.
 
@@ -100,6 +103,9 @@ def compress(
         factorizations: from `factorize_modules`, as in Algorithm 1.
         sequential: with batches: collect each module's inputs after those below it have
             been replaced, as the paper does. A search by `drone` always does.
+        layers: names of the lists of layers, where those that are found by themselves
+            are not meant.
+        loss: of a search: (model, batch) → a scalar; None: what the model returns.
 
     Returns:
         The copy. `copy.compressed` says what the number became, `report(copy)` what
@@ -123,6 +129,7 @@ def compress(
     50.0% of their weights kept
     """
     _check_kinds(ranks, moments, batches, filter)
+    layers = [layers] if isinstance(layers, str) else layers and list(layers)
     wishes = {"ranks": ranks, "speedup": speedup, "loss_increase": loss_increase}
     given = [name for name, value in wishes.items() if value is not None]
     if len(given) != 1:
@@ -131,9 +138,10 @@ def compress(
             f"{WAYS}."
         )
     if isinstance(ranks, Mapping):
-        if filter is not None or method is not None:
+        if any(each is not None for each in (filter, method, loss)):
             raise ValueError(
-                "filter and method go with a number; {name: rank} has chosen already."
+                "filter, method and loss go with a number; {name: rank} has chosen "
+                "already."
             )
         small = by_ranks.compress(
             model,
@@ -142,6 +150,7 @@ def compress(
             factorizations=factorizations,
             batches=batches,
             sequential=sequential,
+            layers=layers,
         )
         return _told(small, model, "given ranks", ranks, list(ranks))
     if ranks is None or method is not None:
@@ -153,8 +162,10 @@ def compress(
         if isinstance(ranks, Integral):
             raise ValueError("a method chooses ranks; for one rank leave method out.")
         goal = Goal(loss_increase, speedup, None if ranks is None else float(ranks))
-        return _searched(model, goal, batches, filter, method or "drone")
-    linears = _allowed(encoder_linears(model), filter)
+        return _searched(model, goal, batches, filter, method or "drone", layers, loss)
+    if loss is not None:
+        raise ValueError("loss goes with a search: speedup, loss_increase or a method.")
+    linears = _allowed(encoder_linears(model, layers), filter)
     if isinstance(ranks, Integral):
         asked, chosen = f"rank {ranks}", _one_rank(linears, int(ranks))
     else:
@@ -170,6 +181,7 @@ def compress(
         factorizations=factorizations,
         batches=batches,
         sequential=sequential,
+        layers=layers if sequential else None,
     )
     return _told(small, model, asked, chosen, list(linears))
 
@@ -238,7 +250,7 @@ def _allowed(modules: Mapping[str, Any], filter: Filter | None) -> dict[str, Any
     return kept
 
 
-def _one_rank(linears: Mapping[str, nn.Linear], rank: int) -> dict[str, int]:
+def _one_rank(linears: Mapping[str, nn.Module], rank: int) -> dict[str, int]:
     """Give a rank to all Linears that gain from it.
 
     Raises:
@@ -253,7 +265,7 @@ def _one_rank(linears: Mapping[str, nn.Linear], rank: int) -> dict[str, int]:
     return {name: rank for name, limit in largest.items() if rank <= limit}
 
 
-def _one_share(linears: Mapping[str, nn.Linear], share: float) -> dict[str, int]:
+def _one_share(linears: Mapping[str, nn.Module], share: float) -> dict[str, int]:
     """Give every Linear the same fraction of its largest rank that saves.
 
     The largest fraction that keeps at most this share of all their parameters. Ranks
@@ -299,11 +311,13 @@ def _searched(
     batches: Iterable[Mapping[str, Any]] | None,
     filter: Filter | None,
     method: str,
+    layers: list[str] | None,
+    loss: LossFunction | None,
 ) -> nn.Module:
     """Let a search choose the ranks, and apply its plan."""
     if batches is None:
         raise ValueError("a search needs batches with labels; give batches=….")
-    modules = {name: model.get_submodule(name) for name in searchable(model)}
+    modules = {name: model.get_submodule(name) for name in searchable(model, layers)}
     names = _allowed(modules, filter)
     plan = search_ranks(
         model,
@@ -313,6 +327,8 @@ def _searched(
         keep=goal.keep,
         modules=names,
         method=method,
+        layers=layers,
+        loss=loss,
     )
     if not plan.ranks:
         raise ValueError(
@@ -338,7 +354,7 @@ def _told(
     pairs = [
         (model.get_submodule(name), small.get_submodule(name))
         for name in candidates
-        if isinstance(model.get_submodule(name), nn.Linear)
+        if is_linear(model.get_submodule(name))
     ]
     before = sum(linear_multiply_adds(old) for old, _ in pairs)
     after = sum(linear_multiply_adds(new) for _, new in pairs)

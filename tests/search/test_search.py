@@ -594,6 +594,8 @@ def test_the_trace_of_another_search_is_refused_and_left(
     for layer in relu.bert.encoder.layer:
         layer.intermediate.intermediate_act_fn = nn.ReLU()
     dropped.config.hidden_dropout_prob = 0.9
+    several = copy.deepcopy(tiny_bert)
+    several.config.problem_type = "multi_label_classification"
     eager.config._attn_implementation = "eager"
     own.classifier.__class__ = type("Mine", (nn.Linear,), {})
     extra = [batch | {"output_attentions": False} for batch in batches]
@@ -602,7 +604,7 @@ def test_the_trace_of_another_search_is_refused_and_left(
     other_data = copy.deepcopy(batches)
     other_data[2]["labels"][0] = 1 - other_data[2]["labels"][0]
     for changed in (
-        *({"model": model} for model in (relu, dropped, eager, own)),
+        *({"model": model} for model in (relu, dropped, eager, own, several)),
         {"batches": extra},
         {"model": copy.deepcopy(tiny_bert).double()},
         {"model": other_model},
@@ -775,7 +777,7 @@ def test_a_plan_is_not_put_into_another_model_without_a_word(
         plan.apply(tiny_model), batches
     )
     other = copy.deepcopy(tiny_model)
-    other.classifier.bias.data[0] += 1e-3
+    list(other.classifier.parameters())[-1].data[0] += 1e-3
     for model in (other, copy.deepcopy(tiny_model).double()):
         with pytest.raises(ValueError, match=r"not those that were searched.*batches"):
             plan.apply(model)
@@ -1244,9 +1246,19 @@ def test_the_modes_inside_a_block_are_kept(
     assert not small.get_submodule(block).training
 
 
-def test_the_last_place_within_a_target_is_found_where_times_do_not_grow() -> None:
+def test_the_last_place_that_is_fast_enough_is_taken_where_times_do_not_grow(
+    tiny_bert: PreTrainedModel, task: Task
+) -> None:
+    name = "bert.encoder.layer.0.output.dense"
     ranks = (1, 2, 3, 4)
     seconds = (0.60, 0.65, 0.90, 0.66, 1.0)
-    costs = Costs(1.0, {"m": ModuleCosts("k", ranks, (1, 2, 3, 4, 5), seconds)})
-    path = [{"m": rank} for rank in ranks] + [{}]
-    assert rivals._largest_within(path, costs, 0.7, "latency") == 3
+    module = ModuleCosts("k", ranks, (1, 2, 3, 4, 5), seconds)
+    plan = search_ranks(
+        tiny_bert,
+        task(tiny_bert),
+        speedup=1 / 0.7,
+        modules=[name],
+        times=Costs(1.0, {name: module}),
+        method="uniform",
+    )
+    assert plan.ranks == {name: 4}
