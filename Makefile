@@ -23,7 +23,7 @@ export DRONE_MODELS := $(abspath $(DRONE_MODELS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help book test benchmark lint run edition prose rename refresh lock clean need-chapter
+.PHONY: help book test benchmark lint run edition prose rename refresh models lock clean need-chapter
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -83,6 +83,9 @@ rename: $(STAMP) ## give chapters the new names of book/renamed.yaml, without a 
 
 refresh: need-chapter $(STAMP) ## run a chapter with its defaults, store the outputs
 	$(PY) book/publish.py default $(CHAPTER)
+
+models: $(STAMP) ## try every family of models, write book/models.md
+	$(PY) tests/model/families.py
 
 lock: $(STAMP) ## make requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test \

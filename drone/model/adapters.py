@@ -150,7 +150,7 @@ def encoder_linears(
             if not is_linear(module) or module in seen:
                 continue
             seen.add(module)
-            reason = why_not(model, name)
+            reason = why_not(model, name) or _never_called(model, name)
             if reason is None:
                 linears[name] = module
             else:
@@ -165,6 +165,19 @@ def encoder_linears(
     if not linears:
         raise ValueError(f"{type(model).__name__}: no Linear in the encoder's layers.")
     return linears
+
+
+def _never_called(model: nn.Module, name: str) -> str | None:
+    """Say why a Linear never sees an input; None: it does."""
+    parent, _, own = name.rpartition(".")
+    if own == "out_proj" and isinstance(
+        module_named(model, parent), nn.MultiheadAttention
+    ):
+        return (
+            "nn.MultiheadAttention multiplies with its weight and never calls it, so "
+            "that its inputs cannot be seen; by name, plain SVD can replace it"
+        )
+    return None
 
 
 def attention_blocks(model: nn.Module) -> dict[str, nn.Module]:

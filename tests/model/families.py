@@ -50,7 +50,7 @@ class Family:
     modules: tuple[str, ...] | None = None
 
 
-# --- rows ------------------------------------------------------------------------
+# --- rows
 
 
 def pad(tensors: list[Tensor], value: int) -> Tensor:
@@ -107,7 +107,7 @@ def collate_towers(rows: list[Batch]) -> Batch:
     return padded(plain) | {"return_loss": True}
 
 
-# --- families --------------------------------------------------------------------
+# --- families
 
 
 BERT = {
@@ -300,7 +300,6 @@ EXPERTS = {"num_experts_per_tok": 2, "output_router_logits": False}
 FAMILIES = [
     encoder("Bert", "BERT"),
     encoder("Roberta", "RoBERTa"),
-    encoder("XLMRoberta", "XLM-RoBERTa"),
     hub(
         "DistilBERT",
         "encoder",
@@ -333,7 +332,6 @@ FAMILIES = [
     encoder("Longformer", attention_window=[8, 8]),
     encoder("BigBird", attention_type="original_full"),
     encoder("RoFormer", embedding_size=32),
-    encoder("Camembert", "CamemBERT"),
     encoder("MegatronBert", "Megatron-BERT"),
     encoder("ConvBert", "ConvBERT", embedding_size=32, head_ratio=2),
     decoder("Llama", "LLaMA"),
@@ -407,7 +405,7 @@ FAMILIES = [
 ]  # fmt: skip
 
 
-# --- what is checked -------------------------------------------------------------
+# --- what is checked
 
 
 @dataclass
@@ -464,7 +462,22 @@ def by_hand(model: nn.Module, rows: list[Batch], names: list[str]) -> dict[str, 
     return {name: (len(x), x.T @ x) for name, x in vectors.items()}
 
 
-def check_masks(moments: dict[str, drone.SecondMoment], hand: dict[str, Any]) -> str:
+PADS_MATTER = "pads change what this model itself gives"
+
+
+def pads_matter(model: nn.Module, rows: list[Batch], batch: Batch) -> bool:
+    """Whether a row gives something else alone than beside longer rows."""
+    with frozen(model):
+        alone = torch.cat([first_tensor(model(**row)) for row in rows])
+        return not torch.allclose(alone, first_tensor(model(**batch)), atol=1e-4)
+
+
+def check_masks(
+    family: Family, model: nn.Module, rows: list[Batch], moments: Any, hand: Any
+) -> str:
+    by_row = family.kind == "encoder" and family.collate is padded
+    if by_row and pads_matter(model, rows, family.collate(rows)):
+        return PADS_MATTER
     for name, (count, matrix) in hand.items():
         if moments[name].count != count:
             return f"{name}: {moments[name].count} vectors counted, {count} are real"
@@ -575,7 +588,7 @@ def outcome(index: int) -> Outcome:
             return found
         found.modules = len(names)
         hand = by_hand(model, [*rows, *rows[1:]], names)
-        found.masks = attempt(check_masks, moments, hand)
+        found.masks = attempt(check_masks, family, model, rows, moments, hand)
         found.full = attempt(check_full, family, model, batches[0], moments)
         found.best = attempt(check_best, model, moments)
         found.order = attempt(check_order, model, names, batches)
@@ -586,11 +599,111 @@ def outcome(index: int) -> Outcome:
 
 
 def outcomes() -> list[Outcome]:
+    """Make every check on every family."""
     return [outcome(index) for index in range(len(FAMILIES))]
 
 
+# --- the page
+
+
+KINDS = {
+    "encoder": "Encoders of text",
+    "decoder": "Decoders",
+    "experts": "Mixtures of experts",
+    "seq2seq": "Encoders with a decoder",
+    "vision": "Images",
+    "audio": "Sound",
+    "towers": "Two towers",
+    "plain": "Plain PyTorch",
+}
+REMEDIES = {
+    "SqueezeBERT": "Its layers are grouped convolutions, which `drone` does not "
+    "factorize: there is nothing to compress but the pooler and the head.",
+    "Longformer": "Its layers see the length first, padded to a multiple of the "
+    "window. Give batches without pads whose length is such a multiple, or `mask=`.",
+    "FNet": "It mixes all positions of a row, pads too, and takes no mask. Put rows of "
+    "one length into a batch.",
+    "Nyströmformer": "Its landmarks are means over all positions, pads too. Put rows "
+    "of one length into a batch.",
+    "ConvBERT": "Its convolutions run over the pads beside a token. Put rows of one "
+    "length into a batch.",
+    "nn.Sequential": "Save the `state_dict()` yourself; ranks are in `drone.report`.",
+}
+for _name in ("nn.TransformerEncoder", "nn.LSTM and a Linear"):
+    REMEDIES[_name] = REMEDIES["nn.Sequential"]
+HEAD = """# Models that work
+
+<!-- Written by `make models`; tests/model/test_families.py compares it. -->
+
+`drone` compresses any PyTorch model whose weights are in `nn.Linear` layers (or in
+GPT-2's `Conv1D`, which is a transposed one). This page says with which families that
+was tried, and what came of it. Each model here is tiny and has random weights: it shows
+that the machinery is right, not how much of a trained model can be taken away.
+
+What the columns say:
+
+- **Linears**: how many the library finds by itself, in the lists of layers.
+- **pads**: each module's inputs were counted as if every row had been run alone.
+- **full rank**: at full rank the outputs are those of the dense model, to 1e-4.
+- **best**: the data-aware error on its own calibration data is never above that of SVD.
+- **in order**: how `compress(sequential=True)` runs. *Layer by layer* keeps the hidden
+  states and costs about two forward passes. *Whole passes* runs the whole model for
+  each group of modules: slower, and right where something happens between the layers, where
+  layers get different arguments, or where there are two towers. The walk proves on the
+  first batch which of the two is right.
+- **search**: `search_ranks` runs, with the paper's method and with a share of the
+  parameters.
+- **saved**: after `save` and `load` the outputs are equal to the last bit.
+"""
+TAIL = """## What to know
+
+- In transformers 5 the experts of a mixture are one tensor with three axes and no
+  `nn.Linear`. They stay dense; attention and shared experts are compressed.
+- A module that stands in several places (ALBERT's layers) is replaced in all of them.
+- Where two modules share a weight (an embedding and a decoder), compressing one of them
+  leaves the other the dense weight: the model grows. `BrokenTieWarning` says so, and
+  `report` counts it.
+- `nn.TransformerEncoder` and `nn.MultiheadAttention` multiply with the weight of a
+  layer and do not call it. A thin layer there is right and smaller, but not faster; `report`
+  says so. The inputs of `out_proj` cannot be seen, so only plain SVD can replace it.
+- An adapter (LoRA), a hook, a parametrization (`weight_norm`) and a subclass of
+  `nn.Linear` with a forward of its own would be lost. Such a module is refused by its
+  name. Merge the adapter first: `model = model.merge_and_unload()`.
+- Another list of layers than the one found: `compress(..., layers="decoder.block")`.
+"""
+
+
+def page(found: list[Outcome]) -> str:
+    """Write the page: a table a kind, then what does not work and what to do."""
+    lines = [HEAD]
+    for kind, title in KINDS.items():
+        lines += [f"## {title}\n"]
+        columns = ["model", "Linears", "pads", "full rank", "best", "in order"]
+        columns += ["search", "saved"]
+        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        for each in found:
+            if each.kind == kind:
+                cells = [getattr(each, check) for check in CHECKS]
+                shown = ["no" if not _good(cell) else cell for cell in cells]
+                lines += [f"| {each.name} | {each.modules} | {' | '.join(shown)} |"]
+        lines += [""]
+    lines += ["## What does not, and what to do\n"]
+    for each in found:
+        told = {getattr(each, c): None for c in CHECKS if not _good(getattr(each, c))}
+        if told:
+            said = "; ".join(text.removeprefix("error: ") for text in told)
+            lines += [f"{each.name}", f": {said}", f"  {REMEDIES[each.name]}", ""]
+    return "\n".join([*lines, TAIL])
+
+
+def _good(cell: str) -> bool:
+    return cell in ("yes", "layer by layer", "whole passes")
+
+
 if __name__ == "__main__":
-    wanted = sys.argv[1:]
-    for index, family in enumerate(FAMILIES):
-        if not wanted or family.name in wanted:
-            print(outcome(index), flush=True)
+    if sys.argv[1:]:
+        for index, family in enumerate(FAMILIES):
+            if family.name in sys.argv[1:]:
+                print(outcome(index), flush=True)
+    else:
+        PAGE.write_text(page(outcomes()), encoding="utf-8")
