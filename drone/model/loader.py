@@ -37,6 +37,7 @@ from drone.model.ranks import (
 )
 from drone.model.weight_files import Header, check_digests, check_inside, headers
 
+ALIGNED = 64  # bytes: where PyTorch lets the memory of a tensor begin
 # A tensor that several stored ones are made into has no shape before it is made.
 Stored = dict[str, Header | None]
 
@@ -96,8 +97,14 @@ class DroneLoader(HfQuantizer):
             if isinstance(module, PreTrainedModel):
                 module.config._is_quantized = False
         for name, parameter in model.named_parameters():
-            if parameter.device.type != "meta" and not parameter.isfinite().all():
+            if parameter.device.type == "meta":  # it stays on the disk
+                continue
+            if not parameter.isfinite().all():
                 raise ValueError(f"{model.config.name_or_path}: {name} has NaN or Inf.")
+            # A file puts tensors where it likes. Products round otherwise there: from
+            # ordinary memory the outputs are bit-equal to those of the saved model.
+            if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED:
+                parameter.data = parameter.data.clone()
         remember_ranks(model)  # an encoder read alone has other names than the file
         return model
 
