@@ -66,12 +66,14 @@ class DroneLoader(HfQuantizer):
         check_digests(folder, files, described.sha256)
         found = headers(files)
         names = _names_in(model, described.ranks, _renamed(model, found))
+        dense = {name: model.get_submodule(name) for name in names}
+        made: dict[nn.Module, LowRank] = {}  # a module with two names is one again
         # Blocks first: they take over the other projections, by the same names.
-        for name in sorted(
-            names, key=lambda n: isinstance(module_named(model, n), nn.Linear)
-        ):
-            new = _skeleton(module_named(model, name), name, names[name])
-            model.set_submodule(name, new)
+        for name in sorted(names, key=lambda n: isinstance(dense[n], nn.Linear)):
+            old = model.get_submodule(name)
+            if old not in made:
+                made[old] = _skeleton(old, name, names[name])
+            model.set_submodule(name, made[old])
         untie_replaced(model)
         has = model.state_dict()
         ties = _ties_in(model, described.ties, has)
