@@ -1,7 +1,26 @@
-"""Data-aware low-rank compression of neural networks: the library of The DRONE Book."""
+"""Data-aware low-rank compression of neural networks: the library of The DRONE Book.
+
+One verb makes a model smaller, `compress`; `search_ranks` chooses ranks for a loss, a
+speed or a size; `save` and `load` keep the result as an ordinary Hugging Face folder.
+Below them stand the parts: `calibrate` collects what each layer sees, `factorize` finds
+the best factors for it.
+
+>>> import torch, transformers
+>>> import drone
+>>> config = transformers.BertConfig(vocab_size=50, hidden_size=32,
+...     num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+>>> model = transformers.BertForSequenceClassification(config)
+>>> ids = torch.randint(5, 50, (8, 12))  # your text, by your tokenizer
+>>> batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+>>> small = drone.compress(model, 0.5, batches=batches)  # a copy
+>>> small.compressed.kept <= 0.5
+True
+>>> type(small.bert.encoder.layer[0].output.dense).__name__
+'LowRankLinear'
+"""
 
 import importlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from drone.layers.attention import LowRankSelfAttention
@@ -18,19 +37,30 @@ from drone.math.factorize import (
 )
 from drone.math.moments import SecondMoment
 from drone.model import quantize
-from drone.model.adapters import attention_blocks, encoder_linears
+from drone.model.adapters import (
+    SkippedModuleWarning,
+    attention_blocks,
+    encoder_linears,
+)
 from drone.model.calibrate import calibrate
 from drone.model.compress import (
     AboveBreakEvenWarning,
-    compress,
+    BrokenTieWarning,
+    FewTokensWarning,
+    NothingReplacedWarning,
     factorize_modules,
-    report,
 )
+from drone.model.inputs import prepare
+from drone.model.loss import OneClassWarning
+from drone.model.masks import LeftPaddingWarning, NoMaskWarning
 from drone.model.moment_files import load_moments, save_moments
+from drone.model.report import report
 from drone.model.storage import load, save
 from drone.search import costs
 from drone.search.algorithm2 import search_ranks
+from drone.search.goal import Goal
 from drone.search.plan import RankPlan
+from drone.search.verb import Compressed, compress
 from drone.timing import (
     LatencyReport,
     compare_latency,
@@ -38,7 +68,10 @@ from drone.timing import (
     profile_modules,
 )
 
-__version__ = version("drone")
+try:
+    __version__ = version("drone")
+except PackageNotFoundError:  # taken from a folder on PYTHONPATH, not installed
+    __version__ = "not installed"
 
 # The lab needs packages that compression does not: it is loaded when first asked for.
 _LAB = {
@@ -59,17 +92,26 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "AboveBreakEvenWarning",
     "AttentionFactorization",
+    "BrokenTieWarning",
+    "Compressed",
     "Factorization",
+    "FewTokensWarning",
+    "Goal",
     "LSTMConfig",
     "LSTMLanguageModel",
     "LSTMLayer",
     "LatencyReport",
+    "LeftPaddingWarning",
     "LowRankEmbedding",
     "LowRankLSTM",
     "LowRankLinear",
     "LowRankSelfAttention",
+    "NoMaskWarning",
+    "NothingReplacedWarning",
+    "OneClassWarning",
     "RankPlan",
     "SecondMoment",
+    "SkippedModuleWarning",
     "attention_blocks",
     "break_even_rank",
     "calibrate",
@@ -85,6 +127,7 @@ __all__ = [
     "load",
     "load_moments",
     "multiply_adds",
+    "prepare",
     "profile_modules",
     "quantize",
     "report",

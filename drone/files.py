@@ -1,6 +1,9 @@
 """Files written whole or not at all, and the SHA-256 that names their content."""
 
 import hashlib
+import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -47,11 +50,57 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def user_folder(variable: str, default: str) -> Path:
+    """Return the folder an environment variable names, or one below the user's home.
+
+    Args:
+        variable: blank counts as not set; `~` is the user's home.
+        default: relative to the home.
+
+    Raises:
+        RuntimeError: the variable is not set and there is no home.
+    """
+    named = os.environ.get(variable, "").strip()
+    try:
+        return Path(named).expanduser() if named else Path.home() / default
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"this user has no home folder ({error}); set {variable} to a folder, "
+            "written without ~."
+        ) from error
+
+
+def _partial(folder: Path) -> Path:
+    """Make a folder for unfinished writing, and remove those whose writers are dead.
+
+    The name tells the owner, machine and process: a kill -9 cannot clean up, so the
+    next who writes here does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    host = re.sub(r"\W", "_", platform.node())
+    if os.name == "posix":  # elsewhere a process cannot be asked without harm
+        for left in folder.glob(f".partial-{host}-*-*"):
+            owner = left.name.removeprefix(f".partial-{host}-").split("-")[0]
+            if owner.isdigit() and not _alive(int(owner)):
+                shutil.rmtree(left, ignore_errors=True)  # or another was faster
+    return Path(tempfile.mkdtemp(prefix=f".partial-{host}-{os.getpid()}-", dir=folder))
+
+
+def _alive(process: int) -> bool:
+    """Whether a process of this machine is there, whoever owns it."""
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success it is renamed to `path`, else removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
+    folder = _partial(path.parent)
     try:
         temporary = folder / path.name
         yield temporary
@@ -70,9 +119,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists already; delete it to write it anew.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     # mkdtemp makes the folder private (0700); the child has ordinary permissions.
-    outer = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
+    outer = _partial(path.parent)
     try:
         temporary = outer / path.name
         temporary.mkdir()

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from drone import progress
+from drone.devices import device_of, to_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +90,8 @@ def compare_latency(
 
     Args:
         models: {name: model in eval mode}; the first is the baseline.
-        batch: keyword arguments of the forward pass, on the models' device.
+        batch: keyword arguments of the forward pass; each model gets a copy on its
+            own device, made before the clock starts.
         repeats: measured rounds, at least 2 (20 or more for a result one publishes).
         warmup: unmeasured rounds before them.
         seed: of the order in each round.
@@ -109,11 +111,14 @@ def compare_latency(
     for name, model in models.items():
         if any(module.training for module in model.modules()):
             raise ValueError(f"{name} is in training mode; call its eval() first.")
-    calls = {name: partial(model, **batch) for name, model in models.items()}
+    calls = {
+        n: partial(model, **to_device(batch, model)) for n, model in models.items()
+    }
+    devices = {name: clock_of(model, batch) for name, model in models.items()}
     with _threads(threads), torch.inference_mode():
         for name, call in calls.items():
             _check_finite(name, call())
-        seconds = time_calls(calls, repeats, warmup, seed)
+        seconds = time_calls(calls, repeats, warmup, seed, devices)
         conditions = _conditions(next(iter(models.values())), batch, repeats)
     return LatencyReport(seconds, conditions)
 
@@ -123,6 +128,7 @@ def time_calls(
     repeats: int = 30,
     warmup: int = 3,
     seed: int = 0,
+    devices: Mapping[str, torch.device] | None = None,
 ) -> dict[str, np.ndarray]:
     """Time several calls, each once a round, in an order drawn anew each round.
 
@@ -131,6 +137,9 @@ def time_calls(
         repeats: measured rounds, at least 2.
         warmup: unmeasured rounds before them.
         seed: of the order.
+        devices: {name: where its work is done}: the GPU's own clock counts there, and
+            on the CPU no GPU is waited for. A call that is left out is timed by the
+            CPU's clock until the GPU, if one is in use, is done.
 
     Returns:
         {name: (repeats,) seconds}; round i of each ran side by side.
@@ -147,7 +156,7 @@ def time_calls(
     for turn in progress.bar(range(-warmup, repeats), desc="time"):
         rng.shuffle(order)
         for name in order:
-            elapsed = _time_once(calls[name])
+            elapsed = _time_once(calls[name], (devices or {}).get(name))
             if turn >= 0:
                 seconds[name].append(elapsed)
     return {name: np.array(times) for name, times in seconds.items()}
@@ -165,74 +174,92 @@ def profile_modules(
     time is what its children do not take. Passes without hooks run in between, so
     that one sees what the hooks themselves cost. Chapter 9.
 
+    On a GPU the hooks mark its own time line and nothing is waited for, but the marks
+    delay a pass of many small kernels: there a share is that of a pass with hooks.
+
     Args:
         model: in eval mode.
-        batch: keyword arguments of the forward pass, on the model's device.
+        batch: keyword arguments of the forward pass; moved to the model's device.
         repeats: measured rounds of one pass with hooks and one without, at least 2.
         warmup: unmeasured rounds before them.
 
     Returns:
         One row a kind, a module's name with `*` for the numbers in it, in the order
         they first run: `calls` a pass, `milliseconds` of their own (medians over the
-        rounds) and `share` of a pass without hooks. The shares add up to 1, within
-        what the hooks cost and the clock's noise: 5 % on a quiet machine.
+        rounds) and `share` of a pass. On a CPU that is one without hooks, and the
+        shares add up to 1 within what the hooks cost and the clock's noise: 5 % on a
+        quiet machine. On a GPU they add up to 1.
 
     Raises:
         ValueError: the model is in training mode, or there are too few rounds.
     """
     if any(module.training for module in model.modules()):
         raise ValueError("the model is in training mode; call its eval() first.")
-    passes: list[dict[str, list[float]]] = []
+    device = clock_of(model, batch)
+    batch = to_device(batch, model)
+    mark, between = _clock(device)
+    passes: list[list[_Span]] = []
 
     def watched() -> None:
-        with _own_times(model) as own:
+        with _spans(model, mark) as spans:
             model(**batch)
-        passes.append(own)
+        passes.append(spans)
 
     with torch.inference_mode():
         calls: dict[str, Callable[[], Any]] = {
             "plain": partial(model, **batch),
             "watched": watched,
         }
-        whole = float(np.median(time_calls(calls, repeats, warmup)["plain"]))
+        times = time_calls(calls, repeats, warmup, devices=dict.fromkeys(calls, device))
+    own = [_own_seconds(spans, between) for spans in passes[warmup:]]
+    medians = {
+        kind: float(np.median([sum(each[kind]) for each in own])) for kind in own[0]
+    }
+    on_gpu = device.type == "cuda"
+    whole = sum(medians.values()) if on_gpu else float(np.median(times["plain"]))
     import pandas as pd  # half a second: only who asks for a table pays it
 
-    rows = {}
-    for kind, spans in passes[0].items():
-        own = float(np.median([sum(each[kind]) for each in passes[warmup:]]))
-        rows[kind or type(model).__name__] = {
-            "calls": len(spans),
-            "milliseconds": 1000 * own,
-            "share": own / whole,
+    rows = {
+        kind or type(model).__name__: {
+            "calls": len(own[0][kind]),
+            "milliseconds": 1000 * seconds,
+            "share": seconds / whole,
         }
+        for kind, seconds in medians.items()
+    }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+@dataclass
+class _Span:
+    """One call of a module: when it was entered and left, and from which other one."""
+
+    kind: str
+    caller: "_Span | None"
+    start: Any
+    end: Any = None
+
+
 @contextmanager
-def _own_times(model: nn.Module) -> Iterator[dict[str, list[float]]]:
-    """Watch all modules; what is yielded fills with {kind: [own seconds of a call]}."""
-    own: dict[str, list[float]] = {}
-    running: list[list[float]] = []  # of each module entered: start, children's seconds
+def _spans(model: nn.Module, mark: Callable[[], Any]) -> Iterator[list[_Span]]:
+    """Watch all modules; what is yielded fills with their calls, as they are entered.
+
+    Marks are only taken here and compared later: on a GPU that must not be waited for.
+    """
+    spans: list[_Span] = []
+    running: list[_Span] = []
     handles = []
-    on_gpu = torch.cuda.is_available()  # asked once: the question itself takes time
 
     def watch(name: str, module: nn.Module) -> None:
         kind = re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
         def enter(*_: Any) -> None:
-            own.setdefault(kind, [])
-            if on_gpu:
-                torch.cuda.synchronize()
-            running.append([time.perf_counter(), 0.0])
+            caller = running[-1] if running else None
+            spans.append(_Span(kind, caller, mark()))
+            running.append(spans[-1])
 
         def leave(*_: Any) -> None:
-            if on_gpu:
-                torch.cuda.synchronize()
-            start, children = running.pop()
-            whole = time.perf_counter() - start
-            own[kind].append(whole - children)
-            if running:
-                running[-1][1] += whole
+            running.pop().end = mark()
 
         handles.append(module.register_forward_pre_hook(enter))
         handles.append(module.register_forward_hook(leave))
@@ -240,10 +267,25 @@ def _own_times(model: nn.Module) -> Iterator[dict[str, list[float]]]:
     try:
         for name, module in model.named_modules():
             watch(name, module)
-        yield own
+        yield spans
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _own_seconds(
+    spans: list[_Span], between: Callable[[Any, Any], float]
+) -> dict[str, list[float]]:
+    """Return {kind: [own seconds of a call]}: of each span, less those it called."""
+    own = [between(span.start, span.end) for span in spans]
+    place = {id(span): number for number, span in enumerate(spans)}
+    for span, whole in zip(spans, list(own), strict=True):
+        if span.caller is not None:
+            own[place[id(span.caller)]] -= whole
+    kinds: dict[str, list[float]] = {}
+    for span, seconds in zip(spans, own, strict=True):
+        kinds.setdefault(span.kind, []).append(seconds)
+    return kinds
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -267,10 +309,13 @@ def multiply_adds(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
     """Count the multiply-adds of one forward pass (matrix products only).
 
     Counted by `torch.utils.flop_counter`, which counts two operations for each.
+
+    >>> multiply_adds(nn.Linear(5, 3), {"input": torch.ones(2, 5)})  # 2 · 5 · 3
+    30
     """
     counter = FlopCounterMode(display=False, custom_mapping=CPU_KERNELS)
     with torch.inference_mode(), counter:
-        model(**batch)
+        model(**to_device(batch, model))
     return int(counter.get_total_flops()) // 2
 
 
@@ -284,25 +329,68 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _time_once(call: Callable[[], Any]) -> float:
-    """Seconds of one call: of the GPU's own clock where there is one."""
-    _synchronize()
-    if torch.cuda.is_available():
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        _synchronize()
-        return float(start.elapsed_time(end)) / 1000
-    begun = time.perf_counter()
+def accelerator() -> str | None:
+    """Name of the GPU that PyTorch would use, with the count if there are several."""
+    if not torch.cuda.is_available():
+        return None
+    count = torch.cuda.device_count()
+    name = torch.cuda.get_device_name()
+    return f"{count} × {name}" if count > 1 else name
+
+
+def clock_of(model: nn.Module, batch: Mapping[str, Any]) -> torch.device:
+    """Return the device whose clock times a model: its own, or else its batch's."""
+    device = device_of(model)
+    if device is not None:
+        return device
+    leaves = [leaf for leaf in tree_leaves(dict(batch)) if isinstance(leaf, Tensor)]
+    return leaves[0].device if leaves else torch.device("cpu")
+
+
+def _time_once(call: Callable[[], Any], device: torch.device | None) -> float:
+    """Seconds of one call, by the clock of a device."""
+    mark, between = _clock(device)
+    _wait(device)
+    start = mark()
     call()
-    return time.perf_counter() - begun
+    return between(start, mark())
 
 
-def _synchronize() -> None:
-    """Wait for the GPU: its kernels run on after the call that started them."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _clock(
+    device: torch.device | None,
+) -> tuple[Callable[[], Any], Callable[[Any, Any], float]]:
+    """Return what marks a moment, and what gives the seconds between two of them."""
+    if device is not None and device.type == "cuda":
+        stream = torch.cuda.current_stream(device)
+
+        def record() -> torch.cuda.Event:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(stream)
+            return event
+
+        def elapsed(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+            end.synchronize()  # until then it has not been reached
+            return float(start.elapsed_time(end)) / 1000
+
+        return record, elapsed
+
+    def now() -> float:
+        _wait(device)
+        return time.perf_counter()
+
+    return now, lambda start, end: float(end - start)
+
+
+def _wait(device: torch.device | None) -> None:
+    """Wait for a device: its kernels run on after the call that started them.
+
+    None: for the GPU in use, if one is. Nothing is to be waited for on a CPU.
+    """
+    if device is None:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    elif device.type not in ("cpu", "meta"):
+        torch.get_device_module(device).synchronize()
 
 
 @contextmanager
@@ -329,6 +417,7 @@ def _conditions(
     first = next(iter(batch.values()))
     shape = first.shape
     weight = next(model.parameters(), first)
+    gpu = accelerator() if weight.device.type == "cuda" else None
     return {
         "batch": shape[0],
         "length": shape[1] if len(shape) > 1 else 1,
@@ -337,4 +426,4 @@ def _conditions(
         "device": str(weight.device),
         "processor": processor(),
         "repeats": repeats,
-    }
+    } | ({} if gpu is None else {"gpu": gpu})

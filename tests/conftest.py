@@ -1,10 +1,12 @@
 """Fixtures that several test files share: tiny models, a padded batch, a seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 from hypothesis import settings
+from other_device import DEVICE, OtherDevice
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -30,6 +32,26 @@ SIZES = {
     "intermediate_size": 64,
     "max_position_embeddings": 40,
 }
+
+
+@pytest.fixture(params=["cpu", "other", "cuda"])
+def device(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[torch.device]:
+    """Where the model is: here, on a pretended device, and on a GPU if there is one."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    if request.param != "other":
+        yield torch.device(request.param)
+        return
+    # A pretended tensor cannot be one of inference mode.
+    monkeypatch.setattr(
+        torch,
+        "inference_mode",
+        lambda on=True: torch.no_grad() if on else nullcontext(),
+    )
+    with OtherDevice():
+        yield DEVICE
 
 
 @pytest.fixture(autouse=True)

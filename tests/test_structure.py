@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = sorted((ROOT / "book" / "chapters").glob("*.ipynb"))
 # The house, from the ground up: a room imports from itself and from the rooms below.
-ROOMS = ["ground", "math", "layers", "model", "search", "lab"]
-GROUND = {"timing", "files", "progress"}
+ROOMS = ["ground", "math", "layers", "model", "search", "cli", "lab"]
+GROUND = {"timing", "files", "progress", "devices"}
 MODULES = sorted((ROOT / "drone").glob("**/*.py"))
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from drone import (
     compare_latency,
     multiply_adds,
     profile_modules,
+    timing,
 )
 from drone.timing import time_calls
 
@@ -364,29 +366,124 @@ def test_a_model_compared_with_itself_is_as_fast() -> None:
     pytest.fail(f"no interval contains 1: {intervals}")
 
 
+class FakeGPU:
+    """The parts of `torch.cuda` that a clock needs: a counter of queued work, in ms."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, log: list[str]) -> None:
+        gpu, self.log, self.queued = self, log, 0.0
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing  # else the real one would raise
+                self.at, self.reached = 0.0, False
+
+            def record(self, stream: object) -> None:
+                assert stream == "stream of cuda:1"
+                log.append("record")
+                self.at = gpu.queued
+
+            def synchronize(self) -> None:
+                log.append("reached")
+                self.reached = True
+
+            def elapsed_time(self, end: "Event") -> float:
+                assert end.reached  # else the real one would raise
+                return end.at - self.at
+
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "current_stream", lambda d: f"stream of {d}")
+        patch.setattr(torch.cuda, "synchronize", lambda *_: log.append("wait"))
+        patch.setattr(torch.cuda, "Event", Event)
+
+    def work(self, milliseconds: float) -> None:
+        """Queue work; the CPU goes on at once."""
+        self.log.append("call")
+        self.queued += milliseconds
+
+
+GPU, CPU = torch.device("cuda:1"), torch.device("cpu")
+
+
 def test_on_a_gpu_its_own_clock_counts_and_it_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, log: list[str]
 ) -> None:
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing  # else the real one would raise
-            self.place: int | None = None
-
-        def record(self) -> None:
-            log.append("record")
-            self.place = len(log)
-
-        def elapsed_time(self, end: "Event") -> float:
-            assert log[-1] == "wait"  # until then the end has not been reached
-            assert log[self.place - 1 : end.place] == ["record", "call", "record"]
-            return 250.0  # milliseconds
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    found = time_calls({"a": lambda: log.append("call")}, repeats=3, warmup=1)
+    gpu = FakeGPU(monkeypatch, log)
+    calls = {"a": lambda: gpu.work(250)}
+    found = time_calls(calls, repeats=3, warmup=1, devices={"a": GPU})
     assert found["a"].tolist() == [0.25, 0.25, 0.25]
-    assert log == ["wait", "record", "call", "record", "wait"] * 4
+    assert log == ["wait", "record", "call", "record", "reached"] * 4
+
+
+def test_a_call_on_the_cpu_waits_for_no_gpu_and_one_of_unknown_place_does(
+    monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    gpu = FakeGPU(monkeypatch, log)
+    calls = {"a": lambda: gpu.work(250)}
+    found = time_calls(calls, repeats=2, warmup=0, devices={"a": CPU})
+    assert (found["a"] < 0.25).all() and log == ["call"] * 2
+    log.clear()
+    time_calls(calls, repeats=2, warmup=0)
+    assert log == ["wait", "wait", "call", "wait"] * 2
+
+
+def test_a_model_on_the_cpu_is_timed_there_beside_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, log: list[str], batch: dict[str, Tensor]
+) -> None:
+    FakeGPU(monkeypatch, log)
+    compare_latency({"a": Model("a", log)}, batch, repeats=2, warmup=0)
+    profile_modules(Model("a", log), batch, repeats=2, warmup=0)
+    assert set(log) == {"a"}
+
+
+def test_each_model_gets_the_batch_where_it_is_and_that_devices_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def count(calls: Any, *_: Any) -> dict[str, np.ndarray]:
+        seen.append(
+            {n: call.keywords["input"].device.type for n, call in calls.items()}
+        )
+        seen.append({name: device.type for name, device in _[-1].items()})
+        return {name: np.ones(2) for name in calls}
+
+    monkeypatch.setattr(timing, "time_calls", count)
+    monkeypatch.setattr(timing, "_check_finite", lambda *_: None)
+    models = {d: nn.Linear(4, 2, device=d).eval() for d in ("cpu", "meta")}
+    compare_latency(models, {"input": torch.ones(3, 4)}, repeats=2)
+    assert seen == [{"cpu": "cpu", "meta": "meta"}] * 2
+
+
+def test_on_a_gpu_a_profile_waits_for_nothing_within_a_pass_and_shares_add_up(
+    monkeypatch: pytest.MonkeyPatch, log: list[str]
+) -> None:
+    gpu = FakeGPU(monkeypatch, log)
+    monkeypatch.setattr(timing, "clock_of", lambda *_: GPU)
+
+    class Working(nn.Module):
+        def __init__(self, own: float, **parts: nn.Module) -> None:
+            super().__init__()
+            self.own = own
+            for name, part in parts.items():
+                self.add_module(name, part)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gpu.work(self.own / 2)
+            for part in self.children():
+                x = part(x)
+            gpu.work(self.own / 2)
+            return x
+
+    model = Working(4, a=Working(8, b=Working(16)), c=Working(4)).eval()
+    table = profile_modules(model, {"x": torch.ones(1)}, repeats=2, warmup=0)
+    assert table["milliseconds"].to_dict() == {"Working": 4, "a": 8, "a.b": 16, "c": 4}
+    assert table["share"].to_dict() == {
+        "Working": 1 / 8, "a": 1 / 4, "a.b": 1 / 2, "c": 1 / 8
+    }  # fmt: skip
+    # Between the first and the last call of a pass nothing is waited for.
+    words = "".join({"wait": "w", "reached": "w"}.get(each, ".") for each in log)
+    assert all(len(part) in (0, 10, 18) for part in words.split("w")), words
 
 
 # --- by kind of module -----------------------------------------------------------

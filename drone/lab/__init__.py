@@ -10,6 +10,7 @@ __all__ = [
     "agreement",
     "batches",
     "cache",
+    "cases",
     "data",
     "encoders",
     "figures",
@@ -24,5 +25,11 @@ __all__ = [
 def __getattr__(name: str) -> ModuleType:
     """Load a module of the lab at its first use (PEP 562)."""
     if name in __all__:
-        return importlib.import_module(f"drone.lab.{name}")
+        try:
+            return importlib.import_module(f"drone.lab.{name}")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"drone.lab.{name} needs {error.name}: pip install drone[lab]",
+                name=error.name,
+            ) from error
     raise AttributeError(f"module 'drone.lab' has no attribute {name!r}")

@@ -23,7 +23,9 @@ from datasets import (
     logging,
 )
 
+from drone.files import user_folder
 from drone.lab import agreement
+from drone.lab.known import check_whole
 
 SOURCES = ("embedded", "local", "hub")
 TRAIN_DEV = {"train": "train.tsv", "validation": "dev.tsv"}
@@ -132,10 +134,14 @@ def load(
         its file from 0. Language modelling: `sentence`, words separated by one space.
 
     Raises:
-        ValueError: an unknown name, source or split; a malformed file (the message
-            names the file, the row and what is allowed).
+        ValueError: an unknown name, source or split; a malformed file or one that is
+            cut off (the message names the file, the row and what is allowed).
         FileNotFoundError: a folder or file is missing.
         ConnectionError: the hub cannot be reached or does not have it.
+
+    Warns:
+        UserWarning: a local file is another vintage than this book's; see
+            `drone.lab.known`.
     """
     if name not in NAMES:
         raise ValueError(f"no corpus {name!r}; there are {', '.join(NAMES)}.")
@@ -264,20 +270,20 @@ def _python_docs(block: int = 20) -> dict[str, list[str]]:
 
 
 def _local(name: str) -> Readers:
-    root = os.environ.get("DRONE_DATA")
     if name not in HUB:
         raise ValueError(_missing(name, "is embedded, there are no files of it"))
-    if not root:
+    if not os.environ.get("DRONE_DATA", "").strip():
         raise FileNotFoundError(_missing(name, "DRONE_DATA is not set"))
+    root = user_folder("DRONE_DATA", "")
     if name == "ptb":
-        folder = Path(root) / "ptb"
+        folder = root / "ptb"
         readers = {
             split: partial(_read_ptb, folder / file)
             for split, file in PTB_FILES.items()
         }
     else:
         task = TASKS[name]
-        folder = Path(root) / "glue" / task.folder
+        folder = root / "glue" / task.folder
         readers = {
             split: partial(_read_glue, name, folder / file)
             for split, file in task.files
@@ -299,10 +305,12 @@ def _lines(name: str, path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}.") from error
     lines = [line.removesuffix("\r") for line in text.split("\n")]
-    if lines[-1] == "":
+    ends = lines[-1] == ""
+    if ends:
         lines.pop()
     if not lines:
         raise ValueError(f"{path}: the file is empty; at least one row is needed.")
+    check_whole(path, lines, ends)
     return lines
 
 

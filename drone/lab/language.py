@@ -1,13 +1,11 @@
 """Language modelling on words: vocabulary, perplexity, and training that resumes."""
 
-import copy
-import hashlib
 import json
 import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drone import progress
-from drone.files import sha256, tensors_sha256, whole_folder
-from drone.lab.cache import cache_folder, own_randomness, read_record
+from drone.files import tensors_sha256, whole_folder
+from drone.lab import keys
+from drone.lab.cache import cached_training, newest_whole, refuse_diverged, seal
 from drone.lab.lstm_model import LSTMConfig, LSTMLanguageModel
+from drone.lab.ranges import check_fields
 from drone.lab.training import bfloat16_gains
 from drone.layers.lstm import State
 from drone.model.calibrate import frozen
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 END, UNKNOWN = "<eos>", "<unk>"
 STEPS = 70  # of one call when a text is only read
+PARTS = 10  # read side by side then
 KEPT = (
     "The checkpoint of the last good epoch, if there is one, is kept; a smaller "
     "learning_rate or clip may help."
@@ -145,7 +146,9 @@ def batches(
     ]
 
 
-def token_losses(model: LSTMLanguageModel, ids: Tensor, batch_size: int = 10) -> Tensor:
+def token_losses(
+    model: LSTMLanguageModel, ids: Tensor, batch_size: int = PARTS
+) -> Tensor:
     """Return -log p of every token of a text given all before it, in nats.
 
     The state is carried through the whole text; with `batch_size` parts read side by
@@ -184,7 +187,7 @@ def token_losses(model: LSTMLanguageModel, ids: Tensor, batch_size: int = 10) ->
     return losses
 
 
-def perplexity(model: LSTMLanguageModel, ids: Tensor, batch_size: int = 10) -> float:
+def perplexity(model: LSTMLanguageModel, ids: Tensor, batch_size: int = PARTS) -> float:
     """Return exp of the mean of `token_losses`: as if choosing among so many words."""
     return float(token_losses(model, ids, batch_size).double().mean().exp())
 
@@ -198,7 +201,8 @@ class Recipe:
     Back-propagation is truncated: a gradient goes `steps` words back, the state on.
 
     Raises:
-        ValueError: fewer than one epoch, or a `hold` that is no share.
+        ValueError: a value out of its range; the message names it.
+        TypeError: a value of another type, such as True for a number.
     """
 
     epochs: int = 10
@@ -209,8 +213,11 @@ class Recipe:
     clip: float = 0.25  # largest norm of a gradient
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs is {self.epochs}; at least 1.")
+        check_fields(
+            self,
+            counts=("epochs", "batch_size", "steps"),
+            positive=("learning_rate", "clip"),
+        )
         if not 0 <= self.hold <= 1:
             raise ValueError(f"hold is {self.hold}; a share from 0 to 1.")
 
@@ -258,7 +265,8 @@ def train(
     the seed and the epoch alone.
 
     Args:
-        model: the start; it is left as it was. Thin factors stay thin.
+        model: the start; it is left as it was. Thin factors stay thin. The copy is
+            trained on a GPU if there is one, and comes back there.
         ids: (tokens,) of the training split.
         validation: (tokens,); its perplexity is reported after each epoch.
         recipe: the hyperparameters; None: the defaults.
@@ -269,33 +277,37 @@ def train(
         A trained copy.
 
     Raises:
-        ValueError: a corpus shorter than a batch, a damaged checkpoint, or a loss that
-            is not finite: the message says at which step, and the checkpoint of the
-            last good epoch stays.
+        ValueError: a corpus shorter than a batch, a validation text shorter than the
+            parts it is read in, a damaged result in the cache, or a loss that is not
+            finite: the message says at which step, and the checkpoint of the last good
+            epoch stays.
     """
     recipe = recipe or Recipe()
+    # Both before the first epoch: the validation text is read after it only.
+    if len(ids) < recipe.batch_size:
+        raise ValueError(
+            f"batch_size is {recipe.batch_size}; 1 to {len(ids)} are allowed."
+        )
+    if len(validation) < PARTS:
+        raise ValueError(
+            f"the validation text has {len(validation)} tokens; at least {PARTS}."
+        )
     inputs = {
         "format": FORMAT_VERSION,
-        "start": tensors_sha256(model.state_dict()),
-        "dropout": model.config.dropout,  # not among the weights
+        "start": keys.of_model(model),
         "ids": tensors_sha256({"train": ids, "validation": validation}),
         "seed": seed,
         "recipe": asdict(recipe),
         "bfloat16": bfloat16_gains(),
-        "torch": torch.__version__,
-    }
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-    folder = cache_folder(cache, key)
-    cached = folder.is_dir()
-    trained = copy.deepcopy(model)
-    if cached:
-        print(f"cache hit: language model, seed {seed}, key {key[:12]}")
-    else:
-        with own_randomness():
-            _train(trained, ids, validation, recipe, folder, inputs)
-    record = read_record(folder, inputs)
-    load_model(trained, folder / "model.safetensors")
-    return Trained(trained.eval(), record["history"], key, cached)
+    } | keys.of_machine()
+
+    def run(start: LSTMLanguageModel, checkpoints: Path) -> dict[str, Any]:
+        if torch.cuda.is_available():  # as Trainer does
+            start.to("cuda")
+        return _train(start, ids, validation, recipe, seed, checkpoints)
+
+    kept = cached_training(f"language model, seed {seed}", model, inputs, run, cache)
+    return Trained(kept.model, kept.record["history"], kept.key, kept.cached)
 
 
 def _train(
@@ -303,15 +315,14 @@ def _train(
     ids: Tensor,
     validation: Tensor,
     recipe: Recipe,
-    folder: Path,
-    inputs: Mapping[str, Any],
-) -> None:
-    """Train and write `folder` whole; checkpoints wait beside it until then."""
-    checkpoints = folder.with_name(folder.name + ".checkpoints")
+    seed: int,
+    checkpoints: Path,
+) -> dict[str, Any]:
+    """Train in place, from the newest whole checkpoint; tell how each epoch went."""
+    history = _resume(model, checkpoints)
     optimizer = torch.optim.SGD(model.parameters(), recipe.learning_rate)
-    history = _resume(model, checkpoints, inputs)
     for epoch in range(len(history), recipe.epochs):
-        torch.manual_seed(1_000_003 * inputs["seed"] + epoch)
+        torch.manual_seed(1_000_003 * seed + epoch)
         started = time.perf_counter()
         loss = _epoch(model, optimizer, ids, recipe, epoch)
         try:
@@ -326,37 +337,34 @@ def _train(
                 "seconds": round(time.perf_counter() - started, 1),
             }
         )
-        record: dict[str, Any] = {
-            "inputs": inputs,
-            "history": history,
-            "seconds": sum(e["seconds"] for e in history),
-        }
-        done = len(history) == recipe.epochs
-        new = folder if done else checkpoints / f"epoch-{len(history):03d}"
-        with whole_folder(new) as temporary:
-            save_model(model, str(temporary / "model.safetensors"))
-            record["sha256"] = sha256(temporary / "model.safetensors")
-            (temporary / "record.json").write_text(json.dumps(record, indent=2))
-        for old in checkpoints.glob("epoch-*"):  # the last one is enough
-            if old != new:
-                shutil.rmtree(old)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+        if len(history) < recipe.epochs:
+            _keep(model, history, checkpoints)
+    return {"history": history, "seconds": sum(each["seconds"] for each in history)}
 
 
-def _resume(
-    model: LSTMLanguageModel,
-    checkpoints: Path,
-    inputs: Mapping[str, Any],
-) -> list[dict[str, float]]:
-    """Read the last whole epoch, if there is one; return its history."""
-    found = sorted(checkpoints.glob("epoch-*"))
-    if not found:
+def _keep(
+    model: LSTMLanguageModel, history: list[dict[str, float]], checkpoints: Path
+) -> None:
+    """Write a checkpoint whole; keep the one before, should this one be damaged."""
+    refuse_diverged(model)
+    epoch = len(history)
+    with whole_folder(checkpoints / f"epoch-{epoch:03d}") as temporary:
+        save_model(model, str(temporary / "model.safetensors"))
+        (temporary / "history.json").write_text(json.dumps(history))
+        seal(temporary)
+    for old in checkpoints.glob("epoch-*"):
+        if int(old.name.removeprefix("epoch-")) < epoch - 1:
+            shutil.rmtree(old)
+
+
+def _resume(model: LSTMLanguageModel, checkpoints: Path) -> list[dict[str, float]]:
+    """Read the newest whole epoch, if there is one; return the history so far."""
+    folder = newest_whole(checkpoints)
+    if folder is None:
         return []
-    folder = found[-1]
-    record = read_record(folder, inputs)
     load_model(model, folder / "model.safetensors")
-    print(f"goes on after epoch {len(record['history'])}")
-    history: list[dict[str, float]] = record["history"]
+    history: list[dict[str, float]] = json.loads((folder / "history.json").read_text())
+    print(f"goes on after epoch {len(history)}")
     return history
 
 
@@ -379,7 +387,8 @@ def _epoch(
             group["lr"] = _learning_rate(step, recipe.epochs * len(cut), recipe)
         if states is not None:  # the state goes on, the gradient does not
             states = [(h.detach(), c.detach()) for h, c in states]
-        with torch.autocast(model.device.type, torch.bfloat16, bfloat16_gains()):
+        half = bfloat16_gains(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, half):
             output = model(
                 before.to(model.device), labels.to(model.device), states=states
             )

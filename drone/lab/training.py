@@ -1,19 +1,14 @@
 """Fine-tuning and retraining, with a cache keyed by everything that goes into it."""
 
-import copy
-import json
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -28,22 +23,31 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from drone import progress
-from drone.files import sha256, tensors_sha256, whole_folder
-from drone.lab import data, encoders
+from drone.devices import multiplies_bfloat16
+from drone.lab import data, encoders, keys
 from drone.lab.batches import predict, tokenize
-from drone.lab.cache import cache_folder, cache_key, own_randomness, read_record
+from drone.lab.cache import Kept, cached_training, newest_whole, refuse_diverged, seal
+from drone.lab.ranges import check_fields
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TEMPERATURE = 2.0  # softens a teacher's probabilities
 SOFT_TARGETS = "soft_targets"  # column of a teacher's outputs
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is fine-tuned. Linear warm-up and decay, AdamW, clipping at 1."""
+    """How a model is fine-tuned. Linear warm-up and decay, AdamW, clipping at 1.
+
+    Raises:
+        ValueError: a value out of its range; the message names it.
+        TypeError: a value of another type, such as True for a number.
+
+    >>> Recipe(epochs=0)
+    Traceback (most recent call last):
+    ValueError: epochs is 0; at least 1.
+    """
 
     epochs: int = 3
     batch_size: int = 32
@@ -51,6 +55,12 @@ class Recipe:
     warmup: float = 0.1  # share of all steps
     weight_decay: float = 0.01
     max_length: int = 128  # tokens; longer inputs are cut
+
+    def __post_init__(self) -> None:
+        check_fields(self, counts=("epochs", "batch_size"), positive=("learning_rate",))
+        check_fields(self, shares=("warmup",), not_negative=("weight_decay",))
+        # a word between what marks the beginning and the end
+        check_fields(self, counts=("max_length",), least=3)
 
 
 @dataclass(frozen=True)
@@ -64,15 +74,11 @@ class FineTuned:
     cached: bool
 
 
-def bfloat16_gains() -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32.
-
-    One without such instructions emulates them, at a hundredth of the speed.
-    """
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+def bfloat16_gains(device: torch.device | str | None = None) -> bool:
+    """Whether training on a device gains by bfloat16; None: where `Trainer` trains."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return multiplies_bfloat16(device)
 
 
 class _Progress(TrainerCallback):
@@ -139,8 +145,9 @@ def fine_tune(
         cut off goes on from its last epoch.
 
     Raises:
-        ValueError: `rows` is below 1 or above what the split has; a damaged file in
-            the cache; and whatever `drone.data.load` and `drone.models.encoder` raise.
+        ValueError: `rows` is below 1 or above what the split has; a training that
+            diverged; a damaged file in the cache; and whatever `drone.lab.data.load`
+            and `drone.lab.encoders.encoder` raise.
     """
     recipe = recipe or Recipe()
     if task not in data.TASKS:
@@ -152,30 +159,43 @@ def fine_tune(
     model, tokenizer = encoders.encoder(
         encoder, encoder_source, num_labels=outputs, seed=seed
     )
-    bf16 = bfloat16_gains()
     inputs = {
-        "format": FORMAT_VERSION,
-        "encoder": encoder,
-        "weights": encoders.ENCODERS[encoder].sha256,
         "task": task,
+        "encoder": encoder,
+        "rows": keys.of_rows(train),
+    } | _inputs(model, tokenizer, recipe, seed)
+
+    def run(start: PreTrainedModel, checkpoints: Path) -> dict[str, float]:
+        rows_ = tokenize(train, tokenizer, task, recipe.max_length)
+        title = f"fine-tune on {task}"
+        return _train(start, tokenizer, rows_, title, checkpoints, recipe, seed)
+
+    title = f"{encoder} on {task}, seed {seed}"
+    return _found(cached_training(title, model, inputs, run, cache), tokenizer)
+
+
+def _inputs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    seed: int,
+) -> dict[str, Any]:
+    """All that a training depends on, but for the rows."""
+    return {
+        "format": FORMAT_VERSION,
+        "start": keys.of_model(model),
+        "tokenizer": keys.of_tokenizer(tokenizer),
         "seed": seed,
         "recipe": asdict(recipe),
-        "bfloat16": bf16,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    key = cache_key(inputs, train)
-    folder = cache_folder(cache, key)
-    cached = folder.is_dir()
-    if cached:
-        print(f"cache hit: {encoder} on {task}, seed {seed}, key {key[:12]}")
-    else:
-        rows_ = tokenize(train, tokenizer, task, recipe.max_length)
-        with own_randomness():
-            _train(model, tokenizer, rows_, f"fine-tune on {task}", folder, inputs)
-    record = read_record(folder, inputs)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return FineTuned(model.eval(), tokenizer, key, record["seconds"], cached)
+        "bfloat16": bfloat16_gains(),
+    } | keys.of_machine("transformers", "tokenizers", "accelerate")
+
+
+def _found(
+    kept: Kept[PreTrainedModel], tokenizer: PreTrainedTokenizerBase
+) -> FineTuned:
+    seconds = kept.record["seconds"]
+    return FineTuned(kept.model, tokenizer, kept.key, seconds, kept.cached)
 
 
 def retrain(
@@ -210,7 +230,8 @@ def retrain(
 
     Raises:
         ValueError: a teacher and logits too, another number of outputs or rows than
-            the model's and the data's; a damaged file in the cache.
+            the model's and the data's, logits that are not finite; no rows; a training
+            that diverged; a damaged file in the cache.
     """
     recipe = recipe or Recipe()
     if teacher is not None and logits is not None:
@@ -224,31 +245,37 @@ def retrain(
                 f"the teacher has {logits.shape[1]} outputs for {logits.shape[0]} "
                 f"rows, the model {outputs} for {count}."
             )
+        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if bad.size:
+            raise ValueError(
+                f"row {bad[0]}: the teacher's outputs are {logits[bad[0]]}; finite "
+                "ones are needed."
+            )
         rows = rows.add_column(SOFT_TARGETS, logits.tolist())
-    inputs = {
-        "format": FORMAT_VERSION,
-        "start": tensors_sha256(model.state_dict()),
-        "seed": seed,
-        "recipe": asdict(recipe),
-        "bfloat16": bfloat16_gains(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    key = cache_key(inputs, rows)
-    folder = cache_folder(cache, key)
-    cached = folder.is_dir()
-    if cached:
-        print(f"cache hit: retrained, seed {seed}, key {key[:12]}")
-    else:
-        with own_randomness():
-            _train(model, tokenizer, rows, "retrain", folder, inputs)
-    record = read_record(folder, inputs)
-    trained = copy.deepcopy(model)
-    trained.load_state_dict(load_file(folder / "model.safetensors"))
-    return FineTuned(trained.eval(), tokenizer, key, record["seconds"], cached)
+    inputs = {"rows": keys.of_rows(rows)} | _inputs(model, tokenizer, recipe, seed)
+
+    def run(start: PreTrainedModel, checkpoints: Path) -> dict[str, float]:
+        return _train(start, tokenizer, rows, "retrain", checkpoints, recipe, seed)
+
+    title = f"retrained, seed {seed}"
+    return _found(cached_training(title, model, inputs, run, cache), tokenizer)
 
 
-class _SoftTrainer(Trainer):
+class _CheckedTrainer(Trainer):
+    """Stops at the first loss that is not finite; the steps are Trainer's own."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if not loss.isfinite():
+            raise ValueError(
+                f"the loss is {float(loss)} at step {self.state.global_step + 1}: the "
+                "training has diverged, and nothing of it is kept as finished. A "
+                "smaller learning_rate may help."
+            )
+        return loss
+
+
+class _SoftTrainer(_CheckedTrainer):
     """Learns a teacher's outputs, which the rows carry, instead of the labels."""
 
     def compute_loss(
@@ -346,20 +373,35 @@ def choose_rate(
     return min(losses, key=losses.__getitem__)
 
 
+class _Seal(TrainerCallback):
+    """Says of each checkpoint, once all its files are written, that it is whole."""
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **given: Any,
+    ) -> None:
+        refuse_diverged(given["model"])
+        seal(Path(args.output_dir or "") / f"checkpoint-{state.global_step}")
+
+
 def _train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     title: str,
-    folder: Path,
-    inputs: Mapping[str, Any],
-) -> None:
-    """Train a copy and write `folder` whole; checkpoints wait beside it until then."""
-    # A copy: with bfloat16 Trainer leaves the forward it wrapped in it for good.
-    model = copy.deepcopy(model)
-    recipe, seed = Recipe(**inputs["recipe"]), inputs["seed"]
-    checkpoints = folder.with_name(folder.name + ".checkpoints")
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    checkpoints: Path,
+    recipe: Recipe,
+    seed: int,
+) -> dict[str, float]:
+    """Train a model in place, from its newest whole checkpoint if there is one.
+
+    `model` is a copy: with bfloat16 Trainer leaves the forward it wrapped in it.
+    """
+    if not len(rows):
+        raise ValueError("no rows to train on; at least one is needed.")
     steps = -(-len(rows) // recipe.batch_size) * recipe.epochs
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -368,11 +410,11 @@ def _train(
         learning_rate=recipe.learning_rate,
         warmup_steps=round(recipe.warmup * steps),
         weight_decay=recipe.weight_decay,
-        bf16=inputs["bfloat16"],
+        bf16=bfloat16_gains(),
         use_cpu=not torch.cuda.is_available(),  # else it refuses bfloat16 there
         seed=seed,
         save_strategy="epoch",
-        save_total_limit=1,
+        save_total_limit=2,  # should the newest be cut off, one epoch is lost
         report_to="none",
         disable_tqdm=True,
         logging_strategy="no",
@@ -381,26 +423,22 @@ def _train(
         remove_unused_columns=False,  # the soft targets are no input of the model
     )
     set_seed(seed)
-    kind = _SoftTrainer if SOFT_TARGETS in rows.column_names else Trainer
+    kind = _SoftTrainer if SOFT_TARGETS in rows.column_names else _CheckedTrainer
     trainer = kind(
         model=model,
         args=arguments,
         train_dataset=rows,
         data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[_Progress(title)],
+        callbacks=[_Progress(title), _Seal()],
     )
     trainer.remove_callback(PrinterCallback)  # it would print a dict at the end
+    last = newest_whole(checkpoints)
     started = time.perf_counter()
     with progress.quiet():
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     seconds = time.perf_counter() - started
-    with whole_folder(folder) as temporary:
-        weights = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
-        save_file(weights, temporary / "model.safetensors")
-        record = {
-            "inputs": inputs,
-            "seconds": round(seconds, 1),
-            "sha256": sha256(temporary / "model.safetensors"),
-        }
-        (temporary / "record.json").write_text(json.dumps(record, indent=2))
-    shutil.rmtree(checkpoints)
+    # No step tells what the last one did: weights of 1e30 are finite, their logits not.
+    first = rows.select(range(min(len(rows), recipe.batch_size)))
+    extra = {SOFT_TARGETS} & set(rows.column_names)
+    predict(model, first.remove_columns(sorted(extra)), tokenizer)
+    return {"seconds": round(seconds, 1)}

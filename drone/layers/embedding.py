@@ -48,7 +48,8 @@ class LowRankEmbedding(nn.Module):
         if embedding.max_norm is not None:
             raise ValueError("the embedding has a max_norm; None is needed.")
         found = factorize_embedding(embedding.weight, counts)
-        new = cls(*found.truncate(rank), embedding.padding_idx)
+        factors = found.truncate(rank, like=embedding.weight)
+        new = cls(*factors, embedding.padding_idx)
         new.requires_grad_(embedding.weight.requires_grad)
         return new.train(embedding.training)
 

@@ -1,6 +1,7 @@
 """LSTMs whose two products are modules of their own, so that each can be thin."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from drone.devices import multiplies_bfloat16
 from drone.layers.linear import LowRankLinear
 from drone.math.factorize import factorize
 from drone.math.moments import SecondMoment
@@ -35,7 +37,8 @@ class LSTMLayer(nn.Module):
 
     While `recurrent` is dense and there are many steps, PyTorch's own kernel runs
     them; with a thin one, few steps, or in bfloat16 training they are made here. Both
-    give what `nn.LSTM` gives. Forward pre-hooks of `input` and `recurrent` see what
+    give what `nn.LSTM` gives; under autocast the kernel keeps to float32 where it has
+    not the dtype asked for. Forward pre-hooks of `input` and `recurrent` see what
     enters them; forward hooks of `recurrent` are never called, those of `input` not
     when the kernel runs. Gradients of gradients are refused after plain steps.
 
@@ -124,18 +127,51 @@ def _kernel(
         x = F.linear(x, factor)
     bias = input.bias
     assert bias is not None  # `LSTMLayer` always has one
-    output, h, c = torch.lstm(
-        x,
-        (state[0][None], state[1][None]),
-        [weight, recurrent.weight, bias, torch.zeros_like(bias)],
-        has_biases=True,
-        num_layers=1,
-        dropout=0.0,
-        train=torch.is_grad_enabled(),  # there is no dropout in it
-        bidirectional=False,
-        batch_first=True,
+    h, c = state
+    weights = [weight, recurrent.weight, bias, torch.zeros_like(bias)]
+    kind = x.device.type
+    uncast = torch.is_autocast_enabled(kind) and not _kernel_has_autocast_dtype(
+        x.device
     )
+    if uncast:  # one dtype for all: that of the weights
+        x, h, c = (each.to(weight.dtype) for each in (x, h, c))
+    if kind == "cuda":
+        weights = _in_one_piece(weights)
+    with torch.autocast(kind, enabled=False) if uncast else nullcontext():
+        output, h, c = torch.lstm(
+            x,
+            (h[None], c[None]),
+            weights,
+            has_biases=True,
+            num_layers=1,
+            dropout=0.0,
+            train=torch.is_grad_enabled(),  # there is no dropout in it
+            bidirectional=False,
+            batch_first=True,
+        )
     return output, (h[0], c[0])
+
+
+def _kernel_has_autocast_dtype(device: torch.device) -> bool:
+    """Whether the kernel can do what autocast asks for; if not it runs uncast.
+
+    Asked for bfloat16, cuDNN would take float16 without a word, whose gradients vanish
+    unless the loss is scaled; a CPU without bfloat16 instructions has no such kernel.
+    """
+    dtype = torch.get_autocast_dtype(device.type)
+    if device.type == "cuda":
+        return dtype == torch.float16
+    return dtype == torch.bfloat16 and multiplies_bfloat16(device)
+
+
+def _in_one_piece(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Copy weights into one block of memory, one after another, as cuDNN wants them.
+
+    Of weights that lie apart it makes such a copy itself, and warns at every call.
+    """
+    block = torch.cat([weight.flatten() for weight in weights])
+    parts = block.split([weight.numel() for weight in weights])
+    return [part.view_as(w) for part, w in zip(parts, weights, strict=True)]
 
 
 def _steps(

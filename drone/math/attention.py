@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from drone.math.factorize import check_rank, output_moment, tail_norms
+from drone.devices import double
+from drone.math.factorize import cast, check_rank, output_moment, tail_norms
 from drone.math.moments import SecondMoment
 
 
@@ -37,20 +38,28 @@ class AttentionFactorization:
         """The head size, the largest rank there is."""
         return self.query.shape[1]
 
-    def truncate(self, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def truncate(
+        self, rank: int, like: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return query weight and bias, key weight and bias, of `rank` rows a head.
 
+        Args:
+            rank: from 1 to the head size.
+            like: a tensor whose dtype and device all take; None: the dtype of the
+                weights that were factorized, on the device where that was done.
+
         Returns:
-            (heads · rank, in), (heads · rank,), and the same for the keys, in the
-            weights' own dtype.
+            (heads · rank, in), (heads · rank,), and the same for the keys.
 
         Raises:
-            ValueError: `rank` is not an integer from 1 to the head size.
+            ValueError: `rank` is not an integer from 1 to the head size, or a number
+                does not fit into that dtype (float16 ends at 65,504).
         """
         check_rank(rank, self.max_rank)
+        like = self.query.new_empty(0, dtype=self.dtype) if like is None else like
         parts = []
         for rows in (self.query, self.key):
-            both = rows[:, :rank].reshape(-1, rows.shape[-1]).to(self.dtype)
+            both = cast(rows[:, :rank].reshape(-1, rows.shape[-1]), like)
             parts += [both[:, :-1].contiguous(), both[:, -1].contiguous()]
         return parts[0], parts[1], parts[2], parts[3]
 
@@ -93,8 +102,8 @@ def factorize_attention(
         extended = torch.eye(dim + 1, dtype=torch.float64)
     else:
         extended = extended_moment(moment)
-    extended = extended.to(query.weight.device)
     w_q, w_k = _with_bias(query), _with_bias(key)  # W̃, (heads · size, in + 1)
+    extended = extended.to(w_q.device)
     if centre_keys and moment is not None:
         w_k[:, -1] = -w_k[:, :-1] @ moment.mean.to(w_k.device)  # b ← −Wμ
     w_q, w_k = w_q.view(heads, size, dim + 1), w_k.view(heads, size, dim + 1)
@@ -114,9 +123,9 @@ def factorize_attention(
 
 
 def extended_moment(moment: SecondMoment) -> Tensor:
-    """C̃ = Σ x̃ x̃ᵀ with x̃ = (x, 1), (dim + 1, dim + 1) float64."""
+    """C̃ = Σ x̃ x̃ᵀ with x̃ = (x, 1), (dim + 1, dim + 1) float64, where the sums are."""
     total = moment.total[:, None]
-    count = torch.tensor([[moment.count]], dtype=torch.float64)
+    count = total.new_tensor([[moment.count]])
     above = torch.cat([moment.matrix, total], dim=1)
     return torch.cat([above, torch.cat([total.T, count], dim=1)])
 
@@ -147,9 +156,9 @@ def _checked_heads(
 
 def _with_bias(linear: nn.Linear) -> Tensor:
     """W̃ = [W, b], (out, in + 1) float64; no bias is a bias of 0."""
-    weight = linear.weight.detach().double()
+    weight = double(linear.weight)
     bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias
-    return torch.cat([weight, bias.detach().double()[:, None]], dim=1)
+    return torch.cat([weight, double(bias)[:, None]], dim=1)
 
 
 def _square_root(moment: Tensor) -> Tensor:

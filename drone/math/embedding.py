@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from drone.devices import double
 from drone.math.factorize import Factorization, largest_first, tail_norms
 
 
@@ -37,7 +38,7 @@ def factorize_embedding(table: Tensor, counts: Tensor | None = None) -> Factoriz
             f"counts has shape {tuple(counts.shape)}; ({len(table)},) is needed, a "
             "number a word, none below 0 and not all 0."
         )
-    matrix = table.detach().double()
+    matrix = double(table)
     weighted = matrix * counts.to(matrix)[:, None].sqrt()
     if not weighted.sum().isfinite():
         raise ValueError("the table or the counts have NaN or Inf.")

@@ -6,6 +6,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from drone.devices import double
 from drone.math.moments import BLOCK, SecondMoment, add_gram
 
 # Above it, Cholesky's Q would be orthogonal to less than eps · 1e4² ≈ 2e-8.
@@ -75,29 +76,22 @@ class Factorization:
             return torch.ones_like(self.errors)
         return 1 - (self.errors / total).square()
 
-    def truncate(self, rank: int) -> tuple[Tensor, Tensor]:
+    def truncate(self, rank: int, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (left (out, rank), right (rank, in)), their product Ŵ_rank.
 
-        Both are in the weight's own dtype and on its device.
+        Args:
+            rank: from 1 to `max_rank`.
+            like: a tensor whose dtype and device both take; None: the dtype of the
+                weight that was factorized, on the device where that was done.
 
         Raises:
-            ValueError: `rank` is not an integer from 1 to `max_rank`, or `right` does
+            ValueError: `rank` is not an integer from 1 to `max_rank`, or a factor does
                 not fit into that dtype (float16 ends at 65,504).
         """
         check_rank(rank, self.max_rank)
         left, right = self._factors(rank)
-        largest = float(right.abs().max())
-        if largest > torch.finfo(self.dtype).max:
-            raise ValueError(
-                f"a factor reaches {largest:.3g}, which {self.dtype} cannot hold; give "
-                "factorize the weight in float32 or bfloat16."
-            )
-        # Copied even when nothing has to change: no two layers share a factor.
-        plain = torch.contiguous_format
-        return (
-            left.to(self.dtype).clone(memory_format=plain),
-            right.to(self.dtype).clone(memory_format=plain),
-        )
+        like = left.new_empty(0, dtype=self.dtype) if like is None else like
+        return cast(left, like), cast(right, like)
 
     def _factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Multiply out the first `rank` columns of U and rows of UᵀW, in float64."""
@@ -109,6 +103,24 @@ class Factorization:
         for part in after:
             right = right @ part
         return left, right
+
+
+def cast(factor: Tensor, like: Tensor) -> Tensor:
+    """Return a copy in another tensor's dtype and on its device, laid out plainly.
+
+    A copy even when nothing has to change: no two layers share a factor.
+
+    Raises:
+        ValueError: a number is beyond that dtype's range; a cast makes it infinite.
+    """
+    new = factor.to(like.dtype)
+    if not new.isfinite().all():
+        raise ValueError(
+            f"a factor reaches {float(factor.abs().max()):.3g}, which {like.dtype} "
+            "cannot hold; give factorize the weight in float32 or bfloat16."
+        )
+    new = new.to(like.device)
+    return new.clone(memory_format=torch.contiguous_format)
 
 
 def check_rank(rank: int, max_rank: int, where: str = "rank") -> None:
@@ -200,7 +212,7 @@ def theorem1(
 
     Args:
         weight: W, (out, in).
-        inputs: X, (in, N), one column a token.
+        inputs: X, (in, N), one column a token; on any device.
         rank: k, from 1 to min(out, in, N).
         cutoff: singular values below `cutoff` times the largest count as zero; None:
             the larger side of the matrix times the precision of float64.
@@ -209,7 +221,7 @@ def theorem1(
         ValueError: a shape or a rank that does not fit, or a number that is not finite.
     """
     matrix = _checked_weight(weight)
-    tokens = _checked_weight(inputs, "the inputs", "(in, N)")
+    tokens = _checked_weight(inputs, "the inputs", "(in, N)").to(matrix.device)
     if tokens.shape[0] != matrix.shape[1]:
         raise ValueError(
             f"the inputs have shape {tuple(inputs.shape)}; "
@@ -235,7 +247,7 @@ def _checked_weight(
         )
     if not weight.is_floating_point():
         raise ValueError(f"{what}: {weight.dtype}; a floating dtype is needed.")
-    matrix = weight.detach().double()
+    matrix = double(weight)
     if not matrix.sum().isfinite():  # NaN and Inf survive a sum; one pass, no copy
         raise ValueError(f"{what}: NaN or Inf; finite numbers are needed.")
     return matrix
@@ -249,7 +261,7 @@ def _checked_moment(moment: SecondMoment | Tensor, weight: Tensor) -> Tensor:
             raise ValueError("the moment has seen no vector; calibrate first.")
         second = moment.matrix
     else:
-        second = moment.detach().double()
+        second = double(moment)
     if second.shape != (size, size):
         raise ValueError(
             f"the moment has shape {tuple(second.shape)}; ({size}, {size}) is needed, "
@@ -278,10 +290,10 @@ def _thin_qr(tall: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     QR takes, and Q itself need not be formed. But Q is orthogonal only to
     eps · cond(W)², so an ill-conditioned weight goes through Householder's.
     """
-    gram = torch.zeros(tall.shape[1], tall.shape[1]).to(tall)
+    gram = tall.new_zeros(tall.shape[1], tall.shape[1])
     add_gram(gram, tall)
     lower, failed = torch.linalg.cholesky_ex(gram)  # reads the lower triangle only
-    identity = torch.eye(tall.shape[1]).to(tall)
+    identity = torch.eye(tall.shape[1], dtype=tall.dtype, device=tall.device)
     inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
     condition = lower.norm() * inverse.norm()  # an upper bound of cond(W)
     if failed or not condition < MAX_CONDITION:  # NaN goes to the sure way too

@@ -3,7 +3,11 @@
 import torch
 from torch import Tensor
 
+from drone.devices import double
+
 BLOCK = 192  # columns computed at once; divides 384, 768, 1536 and 3072
+# On a GPU a product of 192 columns leaves most of it idle; of 3072, two are enough.
+GPU_BLOCK = 1536
 
 
 class SecondMoment:
@@ -12,10 +16,18 @@ class SecondMoment:
     All that the data-aware factorization needs of the inputs: memory is O(dim²)
     however many vectors come, and moments add (over batches, processes, machines).
 
+    The sums are made where the first vectors are, on a GPU too if half of its memory
+    stays free, and remain there; `to("cpu")` gives a copy for NumPy.
+
     Attributes:
         dim: length of a vector.
         count: vectors seen.
         total: (dim,) float64, their sum Σ x.
+
+    >>> moment = SecondMoment(2)
+    >>> moment.update(torch.tensor([[1.0, 0.0], [1.0, 2.0]]))
+    >>> moment.count, moment.matrix.tolist()
+    (2, [[2.0, 2.0], [2.0, 4.0]])
     """
 
     def __init__(self, dim: int) -> None:
@@ -38,8 +50,22 @@ class SecondMoment:
         return f"SecondMoment(dim={self.dim}, count={self.count})"
 
     @property
+    def device(self) -> torch.device:
+        """Where the sums are."""
+        return self._matrix.device
+
+    def to(self, device: torch.device | str) -> "SecondMoment":
+        """Return a moment of its own with the same sums, on a device."""
+        new = SecondMoment(self.dim)
+        with torch.inference_mode(False):
+            new._matrix = self.matrix.to(device, copy=True)
+            new.total = self.total.to(device, copy=True)
+        new.count = self.count
+        return new
+
+    @property
     def matrix(self) -> Tensor:
-        """C = Σ x xᵀ, (dim, dim) float64, symmetric. Not a copy."""
+        """C = Σ x xᵀ, (dim, dim) float64, symmetric, on `device`. Not a copy."""
         if not self._mirrored:
             for start in range(0, self.dim, BLOCK):
                 stop = start + BLOCK
@@ -83,37 +109,42 @@ class SecondMoment:
                 f"x is {x.dtype} of shape {tuple(x.shape)}; a floating tensor "
                 f"(..., {self.dim}) is needed."
             )
-        if mask is None:
-            rows = x.detach().reshape(-1, self.dim)
-        else:
-            rows = x.detach()[_checked_mask(mask, x.shape[:-1]).to(x.device)]
-        # MPS has no float64: there the sums are made on the CPU.
-        rows = rows.cpu().double() if rows.device.type == "mps" else rows.double()
-        total = rows.sum(0).to(self.total.device)
+        rows = double(_counted(x.detach(), mask))
+        if self.count == 0 and rows.device != self.device:
+            self._settle(rows.device)
+        total = rows.sum(0)
         if not total.isfinite().all():  # NaN and Inf survive a sum
             raise ValueError("x has NaN or Inf in a vector that counts.")
         add_gram(self._matrix, rows)
-        self.total += total
+        self.total += total.to(self.device)
         self.count += len(rows)
         self._mirrored = False
 
+    def _settle(self, device: torch.device) -> None:
+        """Move the sums, still zero, to a device, if it has the room."""
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            if free - self._matrix.nbytes < total / 2:
+                device = torch.device("cpu")
+        with torch.inference_mode(False):
+            self._matrix = torch.zeros_like(self._matrix, device=device)
+            self.total = torch.zeros_like(self.total, device=device)
+
     def merge(self, other: "SecondMoment") -> None:
-        """Add the vectors another moment has seen.
+        """Add the vectors another moment has seen, be it on another device.
 
         Raises:
             ValueError: it is of another dimension.
         """
         if other.dim != self.dim:
             raise ValueError(f"dim is {other.dim} there and {self.dim} here.")
-        self.matrix.add_(other.matrix)
-        self.total += other.total
+        self.matrix.add_(other.matrix.to(self.device))
+        self.total += other.total.to(self.device)
         self.count += other.count
 
     def copy(self) -> "SecondMoment":
-        """Return a moment of its own with the same sums."""
-        new = SecondMoment(self.dim)
-        new.merge(self)
-        return new
+        """Return a moment of its own with the same sums, on the same device."""
+        return self.to(self.device)
 
 
 def add_gram(total: Tensor, rows: Tensor) -> None:
@@ -125,13 +156,27 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
         total: (dim, dim).
         rows: (count, dim), one vector x a row.
     """
-    for start in range(0, len(total), BLOCK):
-        stop = start + BLOCK
+    block = GPU_BLOCK if rows.device.type == "cuda" else BLOCK
+    for start in range(0, len(total), block):
+        stop = start + block
         part, before = rows[:, start:stop].T, rows[:, :stop]
         if rows.device == total.device:
             total[start:stop, :stop].addmm_(part, before)
         else:  # multiplied where the vectors are, say on a GPU; kept where the sum is
             total[start:stop, :stop] += (part @ before).to(total.device)
+
+
+def _counted(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the vectors that count, (count, dim)."""
+    if mask is None:
+        return x.reshape(-1, x.shape[-1])
+    counts = _checked_mask(mask, x.shape[:-1])
+    if counts.device == x.device:
+        return x[counts]
+    # Their places are found where the mask is: asking a GPU how many there are would
+    # make it wait in every module.
+    places = counts.flatten().nonzero().flatten().to(x.device, non_blocking=True)
+    return x.reshape(-1, x.shape[-1])[places]
 
 
 def _checked_mask(mask: Tensor, shape: torch.Size) -> Tensor:

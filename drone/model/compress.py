@@ -1,9 +1,9 @@
-"""Replace named modules of a model by low-rank ones, and report what that changed."""
+"""Replace named modules of a model by low-rank ones."""
 
 import copy
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -14,21 +14,34 @@ from drone.layers.attention import (
     attention_heads,
     query_and_key,
 )
-from drone.layers.linear import LowRankLinear, linear_multiply_adds, parameters
+from drone.layers.linear import LowRankLinear, as_linear, is_linear
 from drone.math.attention import AttentionFactorization, factorize_attention
 from drone.math.factorize import Factorization, break_even_rank, check_rank, factorize
 from drone.math.moments import SecondMoment
-from drone.model.adapters import module_named
+from drone.model.adapters import module_named, swap, why_not
 from drone.model.calibrate import frozen
 from drone.model.storage import remember_ranks
 from drone.model.walk import Walk, input_name
 
-if TYPE_CHECKING:
-    import pandas as pd
+# With half as many tokens as inputs the factors are still near the best (chapter 2); at
+# a quarter it is time to say so.
+FEW = 4
 
 
 class AboveBreakEvenWarning(UserWarning):
     """Some layer got bigger and slower than the dense one it replaced."""
+
+
+class BrokenTieWarning(UserWarning):
+    """A replaced module shared its weight with one that still has it."""
+
+
+class FewTokensWarning(UserWarning):
+    """A layer has many times more inputs than tokens were seen to calibrate it."""
+
+
+class NothingReplacedWarning(UserWarning):
+    """No module was given a rank; the copy is as dense as the model."""
 
 
 def factorize_modules(
@@ -61,15 +74,17 @@ def compress(
     factorizations: Mapping[str, Factorization | AttentionFactorization] | None = None,
     batches: Iterable[Mapping[str, Any]] | None = None,
     sequential: bool = False,
+    layers: str | Iterable[str] | None = None,
 ) -> nn.Module:
     """Return a copy of the model with the named modules replaced. Algorithm 1.
 
     Args:
         model: any module; it is left as it was.
-        ranks: {module name: rank}. Of a Linear, the inner dimension, from 1 to
-            min(out, in); of a self-attention block, the inner dimension of each head's
-            query-key product, from 1 to the head size. A rank above break-even is
-            allowed, and warned of: that module gets bigger.
+        ranks: {module name: rank}. Of a Linear (or GPT-2's Conv1D), the inner
+            dimension, from 1 to min(out, in); of a self-attention block, that of each
+            head's query-key product, from 1 to the head size. A rank above break-even
+            is allowed, and warned of: that module gets bigger. A module that stands in
+            several places is replaced in all of them; one of its names is enough.
         moments: from `calibrate`, {module name: its inputs' moment}; an attention
             block's is that of its query. None: plain SVD.
         factorizations: from `factorize_modules`, to try several ranks without
@@ -78,7 +93,10 @@ def compress(
         sequential: collect each module's inputs after the modules below it have been
             replaced, as the paper does; `moments` then stays None. The hidden states
             that enter a layer are kept in memory, so that the whole costs about two
-            forward passes. Only modules inside the encoder's layers.
+            forward passes. Where the layers cannot be walked one by one (see `Walk`),
+            it costs a pass for each group of modules with the same input.
+        layers: names of the lists of layers `sequential` walks through, where those
+            that `encoder_layers` finds are not meant.
 
     Returns:
         The copy; `report(copy)` says what was changed and what was left.
@@ -86,27 +104,58 @@ def compress(
     Raises:
         ValueError: a name the model does not have, a module that cannot be replaced, a
             rank that is not allowed, a moment that is missing or does not fit, a
-            weight that is not finite. The message names the module.
+            weight that is not finite, a module that `sequential` never reaches. The
+            message names the module.
+
+    Warns:
+        AboveBreakEvenWarning, BrokenTieWarning, FewTokensWarning,
+        NothingReplacedWarning: each says what to do.
+
+    >>> from torch import nn
+    >>> small = compress(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), {"0": 2})
+    >>> small[0]
+    LowRankLinear(in_features=8, rank=2, out_features=8, bias=True)
     """
     for name, rank in ranks.items():
         check_module(model, ranks, name, rank)
+    ranks = _one_name_each(model, ranks)
     if sequential != (batches is not None):
         raise ValueError("sequential=True and batches go together; give both or none.")
     if sequential and not (moments is None and factorizations is None):
         raise ValueError("sequential=True collects its own moments; give none.")
+    if layers is not None and not sequential:
+        raise ValueError("layers says what sequential=True walks through; give both.")
+    ties = _broken_ties(model, ranks)
     small = copy.deepcopy(model)
+    seen: dict[str, SecondMoment] = {}
     if batches is not None:
-        _compress_in_order(small, ranks, batches)
+        seen = _compress_in_order(small, ranks, batches, layers)
     else:
         given = dict(factorizations or {})
         for name, rank in progress.bar(ranks.items(), desc="compress"):
             module = small.get_submodule(name)
             found = given.get(name) or factorize_module(module, name, moments)
             replace_module(small, name, rank, found)
+            source = input_name(model.get_submodule(name), name)
+            if moments is not None and source in moments:
+                seen[name] = moments[source]
     for name, module in small.named_modules():  # calibration made new ones in eval mode
         module.training = model.get_submodule(name).training
+    for name, other in ties.items():
+        thin = small.get_submodule(name)
+        if isinstance(thin, LowRankLinear):
+            thin.tied_to = other
     remember_ranks(small)
     _warn_above_break_even(small, ranks)
+    _warn_ties(ties)
+    _warn_few_tokens(seen)
+    if not ranks:
+        warnings.warn(
+            "no module was given a rank: the copy is the dense model. Give ranks such "
+            "as {name: rank}; drone.encoder_linears(model) lists the names.",
+            NothingReplacedWarning,
+            stacklevel=2,
+        )
     return small
 
 
@@ -119,20 +168,30 @@ def check_module(
         ValueError: as `compress`.
     """
     module = module_named(model, name)
-    if isinstance(module, nn.Linear):
-        check_rank(rank, min(module.weight.shape), where=name)
+    _check_replaceable(model, name)
+    if is_linear(module):
+        check_rank(rank, min(as_linear(module).weight.shape), where=name)
         return
     if type(module).__name__ not in ATTENTION:
         raise ValueError(
             f"{name} is a {type(module).__name__}; a Linear or a self-attention block "
             f"({', '.join(ATTENTION)}) is needed."
         )
+    names = ATTENTION[type(module).__name__]
+    parts = f"{name}.{names.query}", f"{name}.{names.key}"
+    for part in parts:
+        _check_replaceable(model, part)
     query, _ = _named_projections(module, name)
     check_rank(rank, query.out_features // attention_heads(module), where=name)
-    names = ATTENTION[type(module).__name__]
-    for part in (f"{name}.{names.query}", f"{name}.{names.key}"):
+    for part in parts:
         if part in ranks:
             raise ValueError(f"{part} has a rank, and so has its block; give one.")
+
+
+def _check_replaceable(model: nn.Module, name: str) -> None:
+    reason = why_not(model, name)
+    if reason is not None:
+        raise ValueError(f"{name}: {reason}.")
 
 
 def _named_projections(block: nn.Module, name: str) -> tuple[nn.Linear, nn.Linear]:
@@ -140,6 +199,46 @@ def _named_projections(block: nn.Module, name: str) -> tuple[nn.Linear, nn.Linea
         return query_and_key(block)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _one_name_each(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, int]:
+    """Keep one name of each module: replaced once, it is replaced everywhere.
+
+    Raises:
+        ValueError: two names of one module have two ranks.
+    """
+    first: dict[nn.Module, str] = {}
+    kept: dict[str, int] = {}
+    for name, rank in ranks.items():
+        other = first.setdefault(module_named(model, name), name)
+        if ranks[other] != rank:
+            raise ValueError(
+                f"{other} and {name} are one module, and have ranks {ranks[other]} and "
+                f"{rank}; give one."
+            )
+        kept[other] = rank
+    return kept
+
+
+def _broken_ties(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, str]:
+    """Name the replaced Linears whose weight another module has too, and that one.
+
+    Of several that are replaced, the first is as good as alone: its factors take the
+    place of the one weight there was.
+    """
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.ndim == 2:
+                owners.setdefault(id(parameter), []).append((name, module))
+    replaced: dict[nn.Module, str] = {module_named(model, n): n for n in ranks}
+    ties: dict[str, str] = {}
+    for owner in owners.values():
+        kept = [name for name, module in owner if module not in replaced]
+        thin = [replaced[module] for _, module in owner if module in replaced]
+        partner = kept[0] if kept else thin[0] if thin else ""
+        ties |= {name: partner for name in thin if name != partner}
+    return ties
 
 
 def factorize_module(
@@ -151,8 +250,8 @@ def factorize_module(
         raise ValueError(f"{name}: there is no moment for {source}; calibrate it too.")
     moment = None if moments is None else moments[source]
     try:
-        if isinstance(module, nn.Linear):
-            return factorize(module.weight, moment)
+        if is_linear(module):
+            return factorize(as_linear(module).weight, moment)
         query, key = query_and_key(module)
         return factorize_attention(query, key, attention_heads(module), moment)
     except ValueError as error:
@@ -165,11 +264,16 @@ def replace_module(
     rank: int,
     found: Factorization | AttentionFactorization,
 ) -> None:
-    """Put the low-rank module in the dense one's place."""
-    dense = small.get_submodule(name)
+    """Put the low-rank module in the dense one's place, wherever that stands.
+
+    transformers hangs hooks on modules to collect attentions and hidden states when
+    first asked for them: they go on with the new module. `check_module` has refused
+    any others.
+    """
+    dense = module_named(small, name)
     new: nn.Module
     try:
-        if isinstance(dense, nn.Linear) and isinstance(found, Factorization):
+        if is_linear(dense) and isinstance(found, Factorization):
             new = LowRankLinear.from_linear(dense, rank, found)
         elif isinstance(found, AttentionFactorization):
             new = LowRankSelfAttention.from_attention(dense, rank, found)
@@ -177,15 +281,24 @@ def replace_module(
             raise ValueError(f"a {type(found).__name__} does not fit this module.")
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    small.set_submodule(name, new)
+    new._forward_hooks.update(dense._forward_hooks)
+    swap(small, name, new)
 
 
 def _compress_in_order(
-    small: nn.Module, ranks: Mapping[str, int], batches: Iterable[Mapping[str, Any]]
-) -> None:
-    """Replace modules in the order they run, each for the inputs it then gets."""
+    small: nn.Module,
+    ranks: Mapping[str, int],
+    batches: Iterable[Mapping[str, Any]],
+    layers: str | Iterable[str] | None,
+) -> dict[str, SecondMoment]:
+    """Replace modules in the order they run, each for the inputs it then gets.
+
+    Returns:
+        {module name: the moment of those inputs}.
+    """
+    seen: dict[str, SecondMoment] = {}
     with frozen(small):
-        walk = Walk(small, batches, ranks)
+        walk = Walk(small, batches, ranks, layers)
         for _ in progress.bar(walk.layers, desc="compress in order"):
             for group in walk.groups():
                 moments = walk.moments(group)
@@ -193,7 +306,9 @@ def _compress_in_order(
                     module = small.get_submodule(name)
                     found = factorize_module(module, name, moments)
                     replace_module(small, name, ranks[name], found)
+                    seen[name] = next(iter(moments.values()))
             walk.advance()
+    return seen
 
 
 def _warn_above_break_even(small: nn.Module, ranks: Mapping[str, int]) -> None:
@@ -214,48 +329,27 @@ def _warn_above_break_even(small: nn.Module, ranks: Mapping[str, int]) -> None:
         )
 
 
-def report(model: nn.Module) -> "pd.DataFrame":
-    """Say of each layer whether it was replaced, at what rank, and what that saved.
-
-    Returns:
-        One row a Linear or LowRankLinear, in network order, indexed by module name:
-        `out`, `in`, `rank` (None: dense), `parameters` and `parameters_dense`,
-        `multiply_adds` and `multiply_adds_dense` (a token), and `note`. The queries
-        and keys of a LowRankSelfAttention have its rank, that of each head.
-
-    Raises:
-        ValueError: the model has no such layer.
-    """
-    rows = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | LowRankLinear):
-            parent = model.get_submodule(name.rpartition(".")[0])
-            rows[name] = _row(module, name.rpartition(".")[2], parent)
-    if not rows:
-        raise ValueError(f"{type(model).__name__} has no Linear to report on.")
-    import pandas as pd  # half a second: only who asks for a table pays it
-
-    return pd.DataFrame.from_dict(rows, orient="index").astype({"rank": "Int64"})
+def _warn_ties(ties: Mapping[str, str]) -> None:
+    if ties:
+        which = ", ".join(f"{name} (with {other})" for name, other in ties.items())
+        warnings.warn(
+            f"a shared weight is no longer shared: {which}. The other module keeps it, "
+            "so that the model grows by the new factors; leave such a module out "
+            "unless speed is worth that.",
+            BrokenTieWarning,
+            stacklevel=3,
+        )
 
 
-def _row(
-    module: nn.Linear | LowRankLinear, name: str, parent: nn.Module
-) -> dict[str, Any]:
-    out, rank, note = module.out_features, None, "left dense: no rank was given for it"
-    if isinstance(module, LowRankLinear):
-        rank = module.rank
-        note = "replaced" if module.saves else "replaced; above break-even: bigger"
-    elif isinstance(parent, LowRankSelfAttention) and name in parent.projections:
-        rank, out = parent.rank, parent.heads * parent.head_size
-        note = f"replaced: {rank} of {parent.head_size} numbers a head"
-    dense = out * module.in_features
-    return {
-        "out": out,
-        "in": module.in_features,
-        "rank": rank,
-        "parameters": parameters(module),
-        "parameters_dense": dense + (0 if module.bias is None else out),
-        "multiply_adds": linear_multiply_adds(module),
-        "multiply_adds_dense": dense,
-        "note": note,
-    }
+def _warn_few_tokens(seen: Mapping[str, SecondMoment]) -> None:
+    few = [n for n, moment in seen.items() if FEW * moment.count < moment.dim]
+    if few:
+        worst = min(few, key=lambda n: seen[n].count / seen[n].dim)
+        warnings.warn(
+            f"few tokens for {len(few)} of {len(seen)} modules: {worst} has "
+            f"{seen[worst].dim} inputs and saw {seen[worst].count} tokens, so that "
+            "most of what it keeps is chance. Calibrate on more rows; ten tokens an "
+            "input are plenty.",
+            FewTokensWarning,
+            stacklevel=3,
+        )

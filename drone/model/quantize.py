@@ -46,7 +46,7 @@ def int8(model: nn.Module) -> nn.Module:
         model: dense or compressed, float32, in eval mode, on a CPU.
 
     Raises:
-        ValueError: the model is in training mode, or not float32.
+        ValueError: the model is in training mode, not float32, or not on the CPU.
     """
     if any(module.training for module in model.modules()):
         raise ValueError("the model is in training mode; call its eval() first.")
@@ -54,6 +54,12 @@ def int8(model: nn.Module) -> nn.Module:
     if dtypes - {torch.float32}:
         odd = ", ".join(sorted(str(dtype) for dtype in dtypes))
         raise ValueError(f"the model is in {odd}; float32 is needed.")
+    elsewhere = {p.device.type for p in model.parameters()} - {"cpu"}
+    if elsewhere:
+        raise ValueError(
+            f"the model is on {', '.join(sorted(elsewhere))}; 8-bit layers run on the "
+            "processor only: move the model to the CPU first."
+        )
     with warnings.catch_warnings():
         # Deprecated in favour of the package torchao; this one needs no other package.
         for words in ("torch.ao.quantization is", "torch.quantize_per"):

@@ -1,15 +1,27 @@
 """A model taken layer by layer: the hidden states that enter one are kept."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from drone.layers.attention import ATTENTION
 from drone.math.moments import SecondMoment
-from drone.model.adapters import encoder_layers
-from drone.model.calibrate import Collector, mask_of, to_device, watch_inputs
+from drone.model.adapters import encoder_layers, module_named, names_of
+from drone.model.calibrate import Collector, probe, watch_inputs
+from drone.model.inputs import prepared, run
+from drone.model.loss import LossFunction, batch_loss, mean, mean_loss
+from drone.model.masks import Stream, Streams, mask_of
+
+__all__ = ["Walk", "input_name", "mean_loss"]  # the last one lives in loss.py
+
+LOGGER = logging.getLogger(__name__)
+# Relative distance of what the walk gives from what the model gives. The operations
+# are the same; what lies between two layers and is forgotten changes far more.
+PROOF = 1e-4
 
 
 class _Reached(Exception):
@@ -17,17 +29,22 @@ class _Reached(Exception):
 
 
 class Walk:
-    """Where a pass over all batches stands: in front of one encoder layer.
+    """Where a pass over all batches stands: in front of one layer.
 
     What lies below has run and is not run again, so to try something in a layer costs
-    only the layers above. Use inside `frozen(model)`: eval mode, no gradients.
+    only the layers above. That is right where a model does nothing between its layers
+    and gives all of them the same other arguments. Whether it does is proved once, on
+    the first batch; if not, the whole model stands for its one layer: `loss` and
+    `moments` make whole passes, slower and right, and `why_whole` says why. Use
+    inside `frozen(model)`: eval mode, no gradients.
 
     Attributes:
         model: whose modules may be replaced on the way, not yet passed ones only.
-        layers: {name: layer}, in network order.
+        layers: {name: layer}, in network order; {"": model} if it is walked whole.
         number: of the layer in front, from 0.
         layer_forwards: passes of all batches through one layer, made so far. A pass
             through a part of a layer counts as one.
+        why_whole: why the layers are not walked one by one; empty if they are.
     """
 
     def __init__(
@@ -35,103 +52,231 @@ class Walk:
         model: nn.Module,
         batches: Iterable[Mapping[str, Any]],
         names: Iterable[str],
+        layers: str | Iterable[str] | None = None,
+        loss: LossFunction | None = None,
     ) -> None:
-        """Run the model up to its first layer.
+        """Run the model up to its first layer, and on the first batch to its end.
 
         Args:
-            model: an encoder with a list of layers.
+            model: any module.
             batches: keyword arguments of the model, as in `calibrate`; read once.
             names: of the modules of interest.
+            layers: as in `encoder_layers`.
+            loss: as in `batch_loss`.
 
         Raises:
-            ValueError: no batch, a mask that is missing, no list of layers, or a
-                module outside of them.
+            ValueError: no batch, a mask that is missing, a name the model does not
+                have, a wrong name in `layers`.
         """
         self.model, self.number, self.layer_forwards = model, 0, 0
-        self.layers = encoder_layers(model)
-        self._inside = {
-            name: next((p for p in self.layers if name.startswith(f"{p}.")), None)
-            for name in names
-        }
-        outside = [name for name, layer in self._inside.items() if layer is None]
-        if outside:
-            raise ValueError(
-                f"not inside an encoder layer: {', '.join(outside)}; a walk through "
-                "the layers cannot reach it."
-            )
+        self.names, self._loss_function = list(names), loss
         self.batches: list[dict[str, Any]] = []
+        for number, batch in enumerate(prepared(batches, model)):
+            mask_of(batch, number)
+            self.batches.append(batch)
+        if not self.batches:
+            raise ValueError("no batch to calibrate on; at least one is needed.")
         self._states: list[Tensor] = []
-        self._masks: list[Tensor | None] = []
-        # The layers of the known families all get the same other arguments.
+        self._streams: list[Stream | None] = [None] * len(self.batches)
+        self._layouts: dict[tuple[str, int], str] = {}
+        self._unmasked: dict[str, None] = {}
+        # Layers that are walked one by one all get the same other arguments.
         self._rest: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self._enter(batches)
+        self.layers: dict[str, nn.Module] = {}
+        self._inside: dict[str, str] = {}
+        self.why_whole = self._not_in_layers(layers)
+        if not self.why_whole:
+            self._enter()
+            self.why_whole = self._prove()
+        if self.why_whole:
+            LOGGER.info("%s: whole passes: %s", type(model).__name__, self.why_whole)
+            self.layers = {"": model}
+            self._inside = dict.fromkeys(self.names, "")
+            self._states, self._rest = [], []
+            self._streams = [None] * len(self.batches)
+        self._learn_layouts()
 
-    def _enter(self, batches: Iterable[Mapping[str, Any]]) -> None:
+    def _not_in_layers(self, layers: str | Iterable[str] | None) -> str:
+        """Find the layers, and which of them each module is in; or say why not."""
+        for name in self.names:
+            module_named(self.model, name)
+        try:
+            self.layers = encoder_layers(self.model, layers)
+        except ValueError as error:
+            if layers is not None:
+                raise
+            return str(error)
+        lists = {name.rpartition(".")[0] for name in self.layers}
+        if len(lists) > 1:
+            return f"the layers stand in {len(lists)} lists: {', '.join(sorted(lists))}"
+        (only,) = lists
+        if not isinstance(self.model.get_submodule(only), nn.ModuleList):
+            return f"{only or 'the model'} is no ModuleList, which can be cut short"
+        for name in self.names:
+            inside = [p for p in self.layers if f"{name}.".startswith(f"{p}.")]
+            if not inside:
+                return f"{name} is outside of the layers"
+            every = names_of(self.model, module_named(self.model, name))
+            if len(every) > 1:
+                return f"{name} is used as {every[-1]} too"
+            self._inside[name] = inside[0]
+        return ""
+
+    def _enter(self) -> None:
         """Keep what the first layer gets, of every batch."""
+        streams = Streams(self.model, self.names[:1])
 
         def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._states.append(args[0])
-            self._rest.append((args[1:], kwargs))
+            if args and isinstance(args[0], Tensor):
+                self._states.append(args[0])
+                self._rest.append((args[1:], kwargs))
             raise _Reached
 
         handle = self._layer.register_forward_pre_hook(catch, with_kwargs=True)
         try:
-            for number, batch in enumerate(batches):
-                self._masks.append(mask_of(batch, number))
-                self.batches.append(to_device(batch, self.model))
-                try:
-                    self.model(**self.batches[-1])
-                except _Reached:
-                    continue
+            with streams.watching():
+                for number, batch in enumerate(self.batches):
+                    streams.start(number, batch)
+                    try:
+                        self._whole(batch)
+                    except _Reached:
+                        self._streams[number] = streams.here()
         finally:
             handle.remove()
-        if not self.batches:
-            raise ValueError("no batch to calibrate on; at least one is needed.")
+
+    def _learn_layouts(self) -> None:
+        """Where a batch's shape leaves it open, see which axis of an input is which."""
+        sources = [input_name(self.model.get_submodule(n), n) for n in self.names]
+        streams = Streams(self.model, sources)
+        self._layouts = streams.layouts
+
+        def see(name: str, x: Tensor) -> None:
+            try:
+                streams.at(name, x)
+            except ValueError:
+                return  # of the probe nothing is counted
+
+        with streams.watching(), watch_inputs(self.model, dict.fromkeys(sources), see):
+            for number, batch in enumerate(self.batches):
+                streams.start(number, batch)
+                if streams.in_doubt():
+                    probe(self.model, batch, number, streams)
+
+    def _prove(self) -> str:
+        """Walk the first batch beside a whole pass; say where they part, if they do."""
+        if len(self._states) < len(self.batches):
+            return "its first layer is not reached, or its first argument is no tensor"
+        names = list(self.layers)
+        calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Tensor | None]] = []
+        with _watch_calls(self.layers, calls):
+            whole = self._whole(self.batches[0])
+        if [name for name, *_ in calls] != names:
+            return "its layers are not run once each, in order"
+        state: Tensor | None = self._states[0]
+        for name, args, kwargs, output in calls:
+            if not args or not _equal(args[0], state):
+                return f"something happens to the hidden states in front of {name}"
+            if not _equal((args[1:], kwargs), self._rest[0]):
+                return f"{name} gets other arguments than {names[0]}"
+            if output is None:
+                return f"{name} returns no hidden states"
+            state = output
+        # The last layer alone must lead to the same end: what the model does above.
+        self.number, first = len(names) - 1, self._states[0]
+        self._states[0] = calls[-1][1][0]
+        try:
+            with self._from_here() as entering:
+                entering["number"] = 0
+                end = self._whole(self.batches[0])
+        except Exception as error:  # whatever a model raises that needs all its layers
+            return f"it does not run without the layers below: {error!r}"
+        finally:
+            self.number, self._states[0] = 0, first
+        if not _equal(_results(end), _results(whole)):
+            return "its last layer alone does not lead to what it returns"
+        return ""
 
     @property
     def _layer(self) -> nn.Module:
-        return list(self.layers.values())[self.number]
+        # By name: a layer may itself be a Linear, and by now a thin one.
+        return self.model.get_submodule(list(self.layers)[self.number])
+
+    def _whole(self, batch: Mapping[str, Any]) -> Any:
+        """Run the model as it is built at this moment."""
+        with _uncached(self.model):
+            return run(self.model, batch)
+
+    def _run(self, number: int) -> Any:
+        """Run the layer in front on a batch's hidden states; or the whole model."""
+        if self.why_whole:
+            return self._whole(self.batches[number])
+        args, kwargs = self._rest[number]
+        return self._layer(self._states[number], *args, **kwargs)
 
     def groups(self) -> list[list[str]]:
-        """Sort the layer's modules into groups with one input, in order."""
+        """Sort the layer's modules into groups with one input, in order.
+
+        Raises:
+            ValueError: a module is reached by none of the batches.
+        """
         here = list(self.layers)[self.number]
         names = [name for name, layer in self._inside.items() if layer == here]
         source = {n: input_name(self.model.get_submodule(n), n) for n in names}
-        order: list[tuple[Tensor, list[str]]] = []
+        inputs: list[tuple[Tensor, int]] = []  # each run of calls with one input
+        runs: dict[str, list[int]] = {}  # of each source, in order
 
         def see(reached: str, x: Tensor) -> None:
-            named = [name for name in names if source[name] == reached]
-            if order and order[-1][0] is x:
-                order[-1][1].extend(named)
-            else:
-                order.append((x, named))
+            version = 0 if x.is_inference() else x._version  # changed in place: another
+            if not (inputs and inputs[-1][0] is x and inputs[-1][1] == version):
+                inputs.append((x, version))
+            runs.setdefault(reached, []).append(len(inputs))
 
         with watch_inputs(self.model, dict.fromkeys(source.values()), see):
-            args, kwargs = self._rest[0]
-            self._layer(self._states[0], *args, **kwargs)
-        return [group for _, group in order]
+            for number in range(len(self.batches)):  # one, where all are reached
+                if set(source.values()) <= set(runs):
+                    break
+                self._run(number)
+        missed = [name for name in names if source[name] not in runs]
+        if missed:
+            raise ValueError(
+                f"never reached by these batches: {', '.join(missed)}; leave them out, "
+                "or add batches that reach them."
+            )
+        groups: dict[tuple[int, ...], list[str]] = {}
+        # A block comes with its query, before the Linears that the block holds.
+        for reached in runs:
+            named = [name for name in names if source[name] == reached]
+            groups.setdefault(tuple(runs[reached]), []).extend(named)
+        self._once = {n: len(runs[source[n]]) == 1 for n in names}
+        return list(groups.values())
 
     def moments(self, group: list[str]) -> dict[str, SecondMoment]:
         """Run the layer up to a group of modules; collect the moment of their input.
+
+        Args:
+            group: one of `groups()`, called in front of this layer.
 
         Returns:
             {name of the Linear whose inputs they are: that one moment}.
         """
         sources = [input_name(self.model.get_submodule(n), n) for n in group]
         collector = Collector()
+        stop = self._once[group[0]]  # one that is called again has more inputs
+
+        streams = Streams(self.model, sources[:1])
+        streams.layouts, streams.unmasked = self._layouts, self._unmasked
 
         def see(name: str, x: Tensor) -> None:
-            collector.see(name, x)
-            raise _Reached
+            collector.see(name, x, *streams.at(name, x))
+            if stop:
+                raise _Reached
 
-        with watch_inputs(self.model, sources[:1], see):
-            for number, (x, mask) in enumerate(
-                zip(self._states, self._masks, strict=True)
-            ):
-                collector.start(number, mask)
-                args, kwargs = self._rest[number]
+        with streams.watching(), watch_inputs(self.model, sources[:1], see):
+            for number, batch in enumerate(self.batches):
+                streams.start(number, batch, self._streams[number])
+                collector.start(number)
                 try:
-                    self._layer(x, *args, **kwargs)
+                    self._run(number)
                 except _Reached:
                     continue
         self.layer_forwards += 1
@@ -145,17 +290,21 @@ class Walk:
             ValueError: a batch has no labels, or the model returns no loss.
         """
         pairs = []
-        with self._from_here() as entering:
+        with self._from_here() as entering, _uncached(self.model):
             for number, batch in enumerate(self.batches):
                 entering["number"] = number
-                pairs.append(batch_loss(self.model, batch, number))
+                pair = batch_loss(self.model, batch, number, self._loss_function)
+                pairs.append(pair)
         self.layer_forwards += len(self.layers) - self.number
-        return _mean(pairs)
+        return mean(pairs)
 
     @contextmanager
     def _from_here(self) -> Iterator[dict[str, int]]:
         """Inside, the model has no layers below this one; this one gets the states."""
         entering: dict[str, int] = {}
+        if self.why_whole:
+            yield entering
+            return
 
         def enter(
             _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -164,7 +313,8 @@ class Walk:
 
         name = next(iter(self.layers)).rpartition(".")[0]
         whole = self.model.get_submodule(name)
-        above = nn.ModuleList(list(self.layers.values())[self.number :])
+        ahead = list(self.layers)[self.number :]
+        above = nn.ModuleList([self.model.get_submodule(each) for each in ahead])
         above.training = whole.training
         handle = self._layer.register_forward_pre_hook(enter, with_kwargs=True)
         try:
@@ -176,55 +326,96 @@ class Walk:
 
     def advance(self) -> None:
         """Run the layer in front, as it now is, and stand before the next one."""
-        for number, (args, kwargs) in enumerate(self._rest):
-            output = self._layer(self._states[number], *args, **kwargs)
-            hidden: Tensor = output[0] if isinstance(output, tuple) else output
-            self._states[number] = hidden
-        self.layer_forwards += 1
+        if not self.why_whole:
+            for number in range(len(self.batches)):
+                hidden = _hidden(self._run(number))
+                assert hidden is not None  # as it was in the proof
+                self._states[number] = hidden
+            self.layer_forwards += 1
         self.number += 1
+        if self.number == len(self.layers) and self._unmasked:
+            streams = Streams(self.model, [])
+            streams.unmasked = self._unmasked
+            streams.warn()
+
+
+def _hidden(output: Any) -> Tensor | None:
+    """Return the hidden states of what a layer returns."""
+    first = output[0] if isinstance(output, tuple) and output else output
+    return first if isinstance(first, Tensor) else None
+
+
+@contextmanager
+def _watch_calls(
+    layers: Mapping[str, nn.Module],
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Tensor | None]],
+) -> Iterator[None]:
+    """Note each call of a layer: its name, arguments, keywords and hidden states."""
+
+    def attach(name: str, layer: nn.Module) -> Any:
+        def note(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
+            calls.append((name, args, kwargs, _hidden(output)))
+
+        return layer.register_forward_hook(note, with_kwargs=True)
+
+    handles = [attach(name, layer) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two arguments, or nests of them, are the same."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a is b:
+            return True
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if not a.is_floating_point():
+            return torch.equal(a, b)
+        # A mask holds -inf, or the lowest number, whose square is no number: replace.
+        x, y = (t.double().clamp(-1e9, 1e9) for t in (a, b))
+        return bool((x - y).norm() <= PROOF * y.norm())
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return False
+    return a is b or (isinstance(a, str | int | float | bool) and a == b)
+
+
+def _results(output: Any) -> list[Tensor]:
+    """Return the tensors a model returns, without those of each of its layers."""
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    elif not isinstance(output, tuple | list):
+        output = [output]
+    return [each for each in output if isinstance(each, Tensor)]
+
+
+@contextmanager
+def _uncached(model: nn.Module) -> Iterator[None]:
+    """Keep decoders from filling a cache of keys and values, which no pass here reads.
+
+    A layer that is run twice would append to it twice.
+    """
+    configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
+    caching = [c for c in configs if getattr(c, "use_cache", False) is True]
+    try:
+        for config in caching:
+            config.use_cache = False
+        yield
+    finally:
+        for config in caching:
+            config.use_cache = True
 
 
 def input_name(module: nn.Module, name: str) -> str:
     """Name of the Linear whose inputs matter: a block's are those of its query."""
     names = ATTENTION.get(type(module).__name__)
     return name if names is None else f"{name}.{names.query}"
-
-
-def batch_loss(
-    model: nn.Module, batch: Mapping[str, Any], number: int
-) -> tuple[float, int]:
-    """Return a batch's mean loss, and over how many labels it is a mean.
-
-    Raises:
-        ValueError: the batch has no labels or only -100, or the model returns no loss.
-    """
-    labels = batch.get("labels")
-    if labels is None:
-        raise ValueError(f"batch {number} has no labels; the loss needs them.")
-    loss = getattr(model(**batch), "loss", None)
-    if loss is None:
-        raise ValueError(f"{type(model).__name__} returns no loss for batch {number}.")
-    count = int((labels != -100).sum())  # -100 marks what the loss leaves out
-    if count == 0:
-        raise ValueError(f"batch {number}: every label is -100; there is no loss.")
-    return float(loss.detach()), count
-
-
-def mean_loss(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> float:
-    """Mean loss of a model over batches, each label counting alike.
-
-    Use inside `frozen(model)`.
-
-    Raises:
-        ValueError: as `batch_loss`.
-    """
-    pairs = [
-        batch_loss(model, to_device(batch, model), number)
-        for number, batch in enumerate(batches)
-    ]
-    return _mean(pairs)
-
-
-def _mean(pairs: list[tuple[float, int]]) -> float:
-    """Mean of batch losses, each with its weight; the same bits wherever it is used."""
-    return sum(loss * count for loss, count in pairs) / sum(n for _, n in pairs)

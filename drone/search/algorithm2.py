@@ -3,133 +3,213 @@
 import copy
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from drone import progress
 from drone.model.calibrate import frozen
 from drone.model.compress import check_module, factorize_module, replace_module
+from drone.model.inputs import prepare
+from drone.model.loss import LossFunction, mean_loss
 from drone.model.storage import remember_ranks
-from drone.model.walk import Walk, mean_loss
+from drone.model.walk import Walk
 from drone.search import rivals
+from drone.search.aim import smallest_budget
 from drone.search.costs import GRID, Costs, measure, searchable
-from drone.search.plan import RankPlan
+from drone.search.goal import TARGETS, Goal
+from drone.search.plan import RankPlan, weights_sha256
 from drone.search.rivals import along_a_path
 from drone.search.trials import (
+    Found,
+    Outcome,
     Trials,
     attempt_rank,
     check_dense_loss,
+    described,
+    ranks_sha256,
     search_key,
     smallest_option,
 )
 
 METHODS = ("drone", *rivals.PATHS)
-TARGETS = ("loss", "parameters", "multiply_adds", "latency")
+
+__all__ = ["METHODS", "TARGETS", "search_ranks", "shares"]
 
 
 def search_ranks(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
-    budget: float,
+    budget: float | None = None,
     *,
+    loss_increase: float | None = None,
+    speedup: float | None = None,
+    keep: float | None = None,
     modules: Iterable[str] | None = None,
     grid: Sequence[float] = GRID,
     times: Costs | None = None,
     method: str = "drone",
-    target: str = "loss",
+    target: str | None = None,
     trace: Path | None = None,
+    layers: str | Iterable[str] | None = None,
+    loss: LossFunction | None = None,
 ) -> RankPlan:
-    """Choose a rank for every module, within a budget. Algorithm 2. Chapter 5.
+    """Choose a rank for every module: for a loss, a speed or a size. Algorithm 2.
 
-    `drone`, the paper's search: the loss may grow by the factor 1 + budget in all. The
-    factor is a product of shares, one a module, whose exponents are proportional to
-    the modules' measured times. In network order each module takes the smallest rank
-    of the grid that keeps the loss within the product of the shares so far, for the
-    inputs it gets from the compressed layers below; what one does not spend, the later
-    ones may. If no rank does, it stays dense.
+    `drone`, the paper's search: the loss may grow by the factor 1 + loss_increase in
+    all. The factor is a product of shares, one a module, whose exponents are
+    proportional to the modules' measured times. In network order each module takes the
+    smallest rank of the grid that keeps the loss within the product of the shares so
+    far, for the inputs it gets from the compressed layers below; what one does not
+    spend, the later ones may. If no rank does, it stays dense. For a speed or a size,
+    the smallest allowed increase that reaches it is looked for by bisection, until it
+    is passed by at most 1 %. Chapter 5.
 
     The rivals walk a path from the smallest model to the dense one and take the
-    smallest that keeps the loss, or the largest within the target; all modules are
-    factorized for the dense model's inputs: `uniform`, `energy`, `greedy`, `latency`,
-    described in `drone.allocate`.
+    smallest that keeps the loss, or the largest that has the speed or the size; all
+    modules are factorized for the dense model's inputs: `uniform`, `energy`, `greedy`,
+    `latency`, described in `drone.search.rivals`.
 
     Args:
         model: an encoder with a head; it is left as it was.
         batches: of training rows, with `labels` and `attention_mask`; calibration and
             loss both use them. All are kept in memory.
-        budget: for the target `loss`, how much the loss may grow, 0.1 being 10 %; for
-            the others the share to keep, in (0, 1]: of the modules' `parameters` or
-            `multiply_adds`, or of the whole model's `latency`.
+        budget: the old spelling, with `target`: how much the loss may grow, or the
+            share of the parameters or of the whole model's latency to keep.
+        loss_increase: how much the loss may grow, 0.1 being 10 %.
+        speedup: the dense model's predicted time over the small one's, 2 being twice
+            as fast.
+        keep: the share of the parameters in the searched modules' matrices to keep, in
+            (0, 1]. It is the share of their multiply-adds a token too.
         modules: names; None: attention blocks, and Linears outside queries and keys.
         grid: ranks as shares of the largest one that saves multiply-adds.
         times: from `drone.costs.measure`, whose grid then counts; None: measured here
             on the batch in the middle of `batches`.
         method: one of `drone uniform energy greedy latency`.
-        target: one of `loss parameters multiply_adds latency`; `drone` needs `loss`.
+        target: of `budget`: one of `loss parameters multiply_adds latency`; None: loss.
         trace: a file to which each trial is written as it is made. If it exists, its
             trials are not made again: a search that was stopped goes on and ends at
             the same plan.
+        layers: names of the lists of layers to walk through, where those that are
+            found by themselves are not meant.
+        loss: (model, batch) → a scalar; None: what the model returns.
 
     Returns:
         A `RankPlan`. Ranks measured no faster than the dense module are not tried,
-        unless the target is a share of parameters or multiply-adds.
+        unless the goal is a share of the parameters.
 
     Raises:
-        ValueError: a budget, method, target or module that is not allowed, batches
-            without labels, a dense loss that is not above 0, a loss that is not
-            finite, a target below the smallest model, a trace of another search, a
-            model whose loss differs from one pass to the next.
+        ValueError: not exactly one goal, a number, method or module that is not
+            allowed, batches without labels, a dense loss that is not above 0, a loss
+            that is not finite, a goal below the smallest model, a trace of another
+            search or one that another search is writing, a model whose loss differs
+            from one pass to the next.
+
+    >>> import torch, transformers
+    >>> _ = torch.manual_seed(0)
+    >>> config = transformers.BertConfig(vocab_size=50, hidden_size=32,
+    ...     num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    >>> model = transformers.BertForSequenceClassification(config).eval()
+    >>> ids = torch.randint(5, 50, (8, 6))
+    >>> batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids),
+    ...          "labels": torch.arange(8) % 2}
+    >>> plan = search_ranks(model, [batch], keep=0.5, method="greedy")
+    >>> plan.weights_share <= 0.5
+    True
     """
-    _check_arguments(budget, method, target)
+    goal = _goal(
+        budget, target, loss_increase=loss_increase, speedup=speedup, keep=keep
+    )
+    if method not in METHODS:
+        raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}.")
     started = time.perf_counter()
-    batches = list(batches)
-    names = searchable(model) if modules is None else list(modules)
+    batches = prepare(batches, model)
+    layers = [layers] if isinstance(layers, str) else layers and list(layers)
+    names = searchable(model, layers) if modules is None else list(modules)
     if not batches or not names:
         raise ValueError("at least one batch and one module are needed.")
     for name in names:
         check_module(model, dict.fromkeys(names, 1), name, 1)
     book = Trials(
         trace,
-        lambda: search_key(model, batches, names, budget, list(grid), method, target),
+        lambda: search_key(
+            model, batches, names, goal, list(grid), method, layers, described(loss)
+        ),
     )
-    with frozen(model):
+    with book, frozen(model), _random_state_kept(model):
         costs = _costs(model, batches, names, grid, times, book)
-        if target in ("loss", "latency"):
+        if goal.keep is None:
             costs = costs.faster()
-        small = copy.deepcopy(model)
         if method == "drone":
-            found = _algorithm_2(small, batches, budget, costs, book)
+            known: Found = {}
+
+            def run(increase: float) -> Outcome:
+                walk = Walk(copy.deepcopy(model), batches, costs.modules, layers, loss)
+                return _algorithm_2(walk, increase, costs, book, known)
+
+            if goal.loss_increase is not None:
+                found = run(goal.loss_increase)
+            else:
+                ranks = {n: m.ranks[0] for n, m in costs.modules.items() if m.ranks}
+                goal.check(costs, ranks)
+                found = smallest_budget(run, lambda r: goal.reached(costs, r))
         else:
-            found = along_a_path(small, batches, budget, costs, method, target, book)
-        ranks, dense_loss, forwards = found
-        loss = mean_loss(small, batches)
-    if target == "loss" and not loss <= dense_loss * (1 + budget):
+            walk = Walk(copy.deepcopy(model), batches, costs.modules, layers, loss)
+            found = along_a_path(walk, costs, method, goal, book, loss)
+        afresh = mean_loss(found.small, batches, loss)
+    if goal.loss_increase is not None:
+        _check_promise(afresh, found.dense_loss * (1 + goal.loss_increase), book)
+    remember_ranks(found.small)
+    return RankPlan(
+        method=method,
+        goal=goal,
+        ranks=found.ranks,
+        loss=afresh,
+        dense_loss=found.dense_loss,
+        costs=costs,
+        trace=book.trace,
+        trials=len(book.trace),
+        layer_forwards=found.forwards + book.spared_layers,
+        seconds=time.perf_counter() - started + book.spared_seconds,
+        model_sha256=weights_sha256(model),
+        layers=layers,
+        modules={name: found.small.get_submodule(name) for name in found.ranks},
+    )
+
+
+def _goal(budget: float | None, target: str | None, **wishes: float | None) -> Goal:
+    """Read what is wanted, in the new spelling or the old one."""
+    if budget is None and target is None:
+        return Goal(**wishes)
+    if any(value is not None for value in wishes.values()):
+        raise ValueError(
+            "budget and target are the old spelling of loss_increase, speedup and "
+            "keep; give one of those three only."
+        )
+    if budget is None:
+        raise ValueError(f"target {target!r} needs a budget; or give speedup or keep.")
+    return Goal.old(budget, "loss" if target is None else target)
+
+
+def _check_promise(loss: float, allowed: float, book: Trials) -> None:
+    """Refuse a plan whose loss, evaluated afresh, is above what was allowed."""
+    if not loss <= allowed:
         last = book.trace[-1]
         raise ValueError(
             f"the plan's loss is {loss:.6g} when evaluated afresh, above the allowed "
-            f"{dense_loss * (1 + budget):.6g}; {last['module'] or 'the model'}, the "
-            f"last tried, had {last['loss']:.6g}. The model's loss differs from one "
-            "pass to the next."
+            f"{allowed:.6g}; {last['module'] or 'the model'}, the last tried, had "
+            f"{last['loss']:.6g}. The model's loss differs from one pass to the next."
         )
-    remember_ranks(small)
-    return RankPlan(
-        method,
-        target,
-        budget,
-        ranks,
-        loss,
-        dense_loss,
-        costs,
-        book.trace,
-        len(book.trace),
-        forwards + book.spared_layers,
-        time.perf_counter() - started + book.spared_seconds,
-        {name: small.get_submodule(name) for name in ranks},
-    )
+
+
+def _random_state_kept(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, random numbers may be drawn, as thin modules to be timed do."""
+    gpus = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    return torch.random.fork_rng(devices=sorted(gpus))
 
 
 def _costs(
@@ -175,29 +255,40 @@ def shares(costs: Costs) -> dict[str, float]:
 
 
 def _algorithm_2(
-    small: nn.Module,
-    batches: list[Mapping[str, Any]],
-    budget: float,
-    costs: Costs,
-    book: Trials,
-) -> tuple[dict[str, int], float, int]:
-    """Walk through the layers of `small`, replacing modules; see `search_ranks`."""
+    walk: Walk, increase: float, costs: Costs, book: Trials, known: Found
+) -> Outcome:
+    """Walk through the layers of a copy, replacing modules; see `search_ranks`.
+
+    `known` holds the factorizations of the last walk, by module and by what was
+    replaced below it: they serve a walk with another increase as long as both choose
+    alike, and are exact there.
+    """
+    small = walk.model
     ranks: dict[str, int] = {}
     last: dict[str, int] = {}  # where in the grid the last module of a kind ended
-    exponents, spent = shares(costs), 0.0
-    walk = Walk(small, batches, costs.modules)
+    exponents, spent, before = shares(costs), 0.0, dict(known)
+    known.clear()
+    book.after = ""
     loss = dense_loss = book.loss("", None, walk.loss, len(walk.layers))
     check_dense_loss(dense_loss)
     for _ in progress.bar(walk.layers, desc="search"):
         for group in walk.groups():
-            moments = walk.moments(group)
+            below, moments = ranks_sha256(ranks), {}
+            wanted = [name for name in group if costs.modules[name].ranks]
+            if any(f"{name} {below}" not in before for name in wanted):
+                before.clear()  # what follows has other inputs than last time
+                moments = walk.moments(group)
             for name in group:
                 spent += exponents[name]
-                allowed = dense_loss * (1 + budget) ** min(spent, 1.0)
+                allowed = dense_loss * (1 + increase) ** min(spent, 1.0)
                 module = costs.modules[name]
                 if not module.ranks:  # none saves anything: it stays dense
                     continue
-                found = factorize_module(small.get_submodule(name), name, moments)
+                found = before.get(f"{name} {below}") or factorize_module(
+                    small.get_submodule(name), name, moments
+                )
+                known[f"{name} {below}"] = found
+                book.after = ranks_sha256(ranks)
                 attempt = partial(
                     attempt_rank, walk, book, name, module, found, allowed
                 )
@@ -209,20 +300,4 @@ def _algorithm_2(
                     ranks[name] = module.ranks[option]
                     replace_module(small, name, ranks[name], found)
         walk.advance()
-    return ranks, dense_loss, walk.layer_forwards
-
-
-def _check_arguments(budget: float, method: str, target: str) -> None:
-    if method not in METHODS:
-        raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}.")
-    if target not in TARGETS:
-        raise ValueError(f"no target {target!r}; there are {', '.join(TARGETS)}.")
-    if method == "drone" and target != "loss":
-        raise ValueError(
-            "Algorithm 2 (method='drone') shares out a loss; for another target take "
-            f"one of {', '.join(METHODS[1:])}."
-        )
-    if not isfinite(budget) or budget < 0:
-        raise ValueError(f"the budget is {budget}; a finite number ≥ 0 is needed.")
-    if target != "loss" and not 0 < budget <= 1:
-        raise ValueError(f"the budget is {budget}; a share to keep, in (0, 1].")
+    return Outcome(small, ranks, dense_loss, walk.layer_forwards)

@@ -9,20 +9,26 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from drone.devices import to_device
 from drone.layers.attention import (
     ATTENTION,
     LowRankSelfAttention,
     attention_heads,
     query_and_key,
 )
-from drone.layers.linear import LowRankLinear, linear_multiply_adds
+from drone.layers.linear import (
+    LowRankLinear,
+    as_linear,
+    is_linear,
+    linear_multiply_adds,
+)
 from drone.layers.lstm import Recurrent
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import break_even_rank
-from drone.model.adapters import attention_blocks, encoder_linears, module_named
-from drone.model.calibrate import to_device
-from drone.timing import time_calls
+from drone.model.adapters import encoder_linears, known_blocks, module_named
+from drone.timing import clock_of, time_calls
 
 # Shares of the largest rank that saves multiply-adds.
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -39,14 +45,16 @@ class ModuleCosts:
         weights: numbers in its matrices, one entry more than `ranks`. Each is used
             once a token, so these are its multiply-adds a token too. Of an attention
             block: in the queries and keys.
-        seconds: measured, of one call on the batch that was timed. Of a block: with
-            its values (and output projection, where it has one) dense.
+        seconds: measured, of all its calls in one pass of the batch that was timed. Of
+            a block: with its values (and output projection, where it has one) dense.
+        grid: all ranks that were measured, where `faster` has left some out; else ().
     """
 
     kind: str
     ranks: tuple[int, ...]
     weights: tuple[int, ...]
     seconds: tuple[float, ...]
+    grid: tuple[int, ...] = ()
 
     def option(self, rank: int | None) -> int:
         """Index of a rank in the lists; None: of the dense module, the last."""
@@ -61,6 +69,7 @@ class ModuleCosts:
             tuple(self.ranks[i] for i in kept),
             tuple(self.weights[i] for i in [*kept, dense]),
             tuple(self.seconds[i] for i in [*kept, dense]),
+            self.grid or self.ranks,
         )
 
 
@@ -113,23 +122,23 @@ class Costs:
                 tuple(each["ranks"]),
                 tuple(each["weights"]),
                 tuple(each["seconds"]),
+                tuple(each.get("grid", ())),  # plans of format 1 have none
             )
             for name, each in read["modules"].items()
         }
         return cls(read["whole"], modules)
 
 
-def searchable(model: nn.Module) -> list[str]:
+def searchable(
+    model: nn.Module, layers: str | Iterable[str] | None = None
+) -> list[str]:
     """Name what a search compresses: attention blocks, and Linears outside of Q and K.
 
     In network order; of a model without a known attention block, all Linears of its
     encoder layers.
     """
-    linears = encoder_linears(model)
-    types = {type(module).__name__ for module in model.modules()}
-    if not types & set(ATTENTION):
-        return list(linears)
-    blocks = attention_blocks(model)
+    linears = encoder_linears(model, layers)
+    blocks = known_blocks(model)
     inside = {
         f"{name}.{part}"
         for name, block in blocks.items()
@@ -146,26 +155,33 @@ def largest_rank(module: nn.Module) -> int:
     Raises:
         ValueError: the module is neither a Linear nor a known, dense attention block.
     """
-    if isinstance(module, nn.Linear):
-        return break_even_rank(module.out_features, module.in_features)
+    if is_linear(module):
+        return break_even_rank(*as_linear(module).weight.shape)
     query, _ = query_and_key(module)
     return query.out_features // attention_heads(module) - 1
 
 
-def grid_ranks(largest: int, grid: Sequence[float] = GRID) -> tuple[int, ...]:
+def grid_ranks(
+    largest: int, grid: Sequence[float] = GRID, *, aligned: bool = False
+) -> tuple[int, ...]:
     """Turn shares of the largest rank into ranks, ascending, each once.
 
     Args:
         largest: rank that still saves. Where it is 32 or more, ranks are rounded down
             to multiples of 8.
         grid: shares in (0, 1].
+        aligned: round to multiples of 8 below 32 too; there may be none. `measure`
+            does so for heads on a GPU, whose fused attention takes no others.
+
+    >>> grid_ranks(31), grid_ranks(31, aligned=True)
+    ((3, 6, 9, 12, 15, 18, 21, 24, 27, 31), (8, 16, 24))
 
     Raises:
         ValueError: the grid is empty or has a share outside (0, 1].
     """
     if not grid or not all(0 < share <= 1 for share in grid):
         raise ValueError(f"the grid is {list(grid)}; shares in (0, 1] are needed.")
-    step = ALIGNED if largest >= 4 * ALIGNED else 1
+    step = ALIGNED if aligned or largest >= 4 * ALIGNED else 1
     ranks = {max(step, int(share * largest + 1e-9) // step * step) for share in grid}
     return tuple(sorted(rank for rank in ranks if rank <= largest))
 
@@ -179,13 +195,14 @@ def measure(
 ) -> Costs:
     """Measure what each module costs dense and at each rank of the grid.
 
-    One module of each kind is timed, on the input it gets in this batch; all kinds and
-    ranks take turns, so that each finds the caches as another left them. Thin modules
-    are filled with random numbers: time does not depend on them. Chapter 5.
+    One module of each kind is timed, on each input it gets in this batch: one that is
+    called several times in a pass costs the sum of its calls. All kinds and ranks take
+    turns, so that each finds the caches as another left them. Thin modules are filled
+    with random numbers: time does not depend on them. Chapter 5.
 
     Args:
         model: in eval mode.
-        batch: keyword arguments of the forward pass.
+        batch: keyword arguments of the forward pass; moved to the model's device.
         names: of Linears and attention blocks; None: `searchable(model)`.
         grid: ranks as shares of the largest one that saves.
         repeats: rounds; the median counts.
@@ -202,45 +219,77 @@ def measure(
     calls: dict[str, Callable[[], Any]] = {"whole": partial(model, **batch)}
     ranks: dict[str, tuple[int, ...]] = {}
     kinds: dict[str, str] = {}
-    times_made: dict[str, int] = {}  # in one pass, on the input that is timed
+    made: dict[str, list[int]] = {}  # of each kind: how often each of its inputs comes
     with torch.inference_mode():
         inputs = _inputs(model, modules, batch)
         for name, module in modules.items():
-            args, kwargs = inputs[name]
             try:
-                kinds[name] = kind = _kind(module, args[0])
+                kinds[name] = kind = _kind(module, inputs[name])
                 if kind in ranks:
                     continue
-                if isinstance(module, Recurrent):  # made a step at a time
-                    times_made[kind] = args[0].shape[1]
-                    args = (args[0][:, 0].contiguous(),)
-                ranks[kind] = grid_ranks(largest_rank(module), grid)
+                ranks[kind] = _ranks(module, grid)
                 thins = [_thin(module, rank) for rank in ranks[kind]]
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
+            made[kind] = [seen.count for seen in inputs[name]]
             for option, candidate in enumerate([*thins, module]):
-                calls[f"{kind}/{option}"] = partial(candidate, *args, **kwargs)
-        times = time_calls(calls, repeats)
+                for number, seen in enumerate(inputs[name]):
+                    call = partial(candidate, *seen.args, **seen.kwargs)
+                    calls[f"{kind}/{option}/{number}"] = call
+        clock = dict.fromkeys(calls, clock_of(model, batch))
+        times = time_calls(calls, repeats, devices=clock)
     median = {call: float(np.median(seconds)) for call, seconds in times.items()}
     found = {}
     for name, module in modules.items():
         kind = kinds[name]
         weights = (*(_weights(module, r) for r in ranks[kind]), _weights(module, None))
-        made = times_made.get(kind, 1)
-        seconds = tuple(made * median[f"{kind}/{o}"] for o in range(len(weights)))
+        seconds = tuple(
+            sum(n * median[f"{kind}/{o}/{i}"] for i, n in enumerate(made[kind]))
+            for o in range(len(weights))
+        )
         found[name] = ModuleCosts(kind, ranks[kind], weights, seconds)
     return Costs(median["whole"], found)
 
 
+def _ranks(module: nn.Module, grid: Sequence[float]) -> tuple[int, ...]:
+    """Return the ranks a module may have, where it is."""
+    on_gpu = next(module.parameters()).device.type == "cuda"
+    heads = not is_linear(module)
+    return grid_ranks(largest_rank(module), grid, aligned=heads and on_gpu)
+
+
+@dataclass
+class _Input:
+    """What a module is called with, and how often with such shapes in one pass."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shapes: tuple[tuple[int, ...], ...]
+    count: int = 1
+
+
 def _inputs(
     model: nn.Module, modules: Mapping[str, nn.Module], batch: Mapping[str, Any]
-) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+) -> dict[str, list[_Input]]:
     """Run the model once and keep what each module is called with."""
-    inputs: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    inputs: dict[str, list[_Input]] = {name: [] for name in modules}
 
     def watch(name: str, module: nn.Module) -> Any:
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs[name] = (args, kwargs)
+            count = 1
+            if isinstance(module, Recurrent):  # made a step at a time
+                count = args[0].shape[1]
+                args = (args[0][:, 0].contiguous(),)
+            shapes = tuple(
+                tuple(leaf.shape)
+                for leaf in tree_leaves((args, kwargs))
+                if isinstance(leaf, Tensor)
+            )
+            for seen in inputs[name]:
+                if seen.shapes == shapes:
+                    seen.count += count
+                    return
+            inputs[name].append(_Input(args, kwargs, shapes, count))
 
         return module.register_forward_pre_hook(keep, with_kwargs=True)
 
@@ -250,39 +299,43 @@ def _inputs(
     finally:
         for handle in handles:
             handle.remove()
-    missed = [name for name in modules if name not in inputs]
+    missed = [name for name in modules if not inputs[name]]
     if missed:
         raise ValueError(f"never reached by this batch: {', '.join(missed)}.")
     return inputs
 
 
-def _kind(module: nn.Module, x: Tensor) -> str:
-    """Describe a module so that two of one kind cost the same."""
-    shape = "×".join(map(str, x.shape))
-    if isinstance(module, nn.Linear):
+def _kind(module: nn.Module, inputs: list[_Input]) -> str:
+    """Describe a module and its calls so that two of one kind cost the same."""
+    met = "; ".join(
+        ", ".join("×".join(map(str, shape)) for shape in seen.shapes)
+        + (f" {seen.count} times" if seen.count > 1 else "")
+        for seen in inputs
+    )
+    if is_linear(module):
         bias = "" if module.bias is not None else ", no bias"
-        size = f"{module.out_features}×{module.in_features}"
-        if isinstance(module, Recurrent):
-            bias += ", a step at a time,"
-        return f"Linear {size}{bias} on {shape}"
+        size = "×".join(map(str, as_linear(module).weight.shape))
+        return f"Linear {size}{bias} on {met}"
     query, _ = query_and_key(module)
     return (
         f"{type(module).__name__} {attention_heads(module)} heads of "
-        f"{query.out_features // attention_heads(module)} on {shape}"
+        f"{query.out_features // attention_heads(module)} on {met}"
     )
 
 
 def _thin(module: nn.Module, rank: int) -> nn.Module:
-    """Make a module of this rank to be timed."""
-    if isinstance(module, nn.Linear):
+    """Make a module of this rank to be timed, where the dense one is."""
+    draw = torch.Generator().manual_seed(rank)  # the caller's random state is kept
+    if is_linear(module):
+        module = as_linear(module)
         weight = module.weight
-        left = torch.randn(weight.shape[0], rank).to(weight)
-        right = torch.randn(rank, weight.shape[1]).to(weight)
+        left = torch.randn(weight.shape[0], rank, generator=draw).to(weight)
+        right = torch.randn(rank, weight.shape[1], generator=draw).to(weight)
         return LowRankLinear(left, right, module.bias).eval()
     query, _ = query_and_key(module)
     rows, dim = query.weight.shape
     heads = attention_heads(module)
-    factor = torch.randn(heads, rows // heads, dim + 1, dtype=torch.float64) / dim
+    factor = torch.randn(heads, rows // heads, dim + 1, generator=draw).double() / dim
     errors = torch.zeros(heads, rows // heads + 1, dtype=torch.float64)
     found = AttentionFactorization(factor, factor, errors, query.weight.dtype)
     return LowRankSelfAttention.from_attention(module, rank, found)
@@ -290,10 +343,10 @@ def _thin(module: nn.Module, rank: int) -> nn.Module:
 
 def _weights(module: nn.Module, rank: int | None) -> int:
     """Count the numbers in a module's matrices at a rank, or dense."""
-    if isinstance(module, nn.Linear):
+    if is_linear(module):
         if rank is None:
             return linear_multiply_adds(module)
-        return rank * (module.in_features + module.out_features)
+        return rank * sum(as_linear(module).weight.shape)
     query, _ = query_and_key(module)
     rows = query.out_features if rank is None else attention_heads(module) * rank
     return 2 * rows * query.in_features

@@ -1,23 +1,23 @@
 """Rivals of Algorithm 2: each is a path from the smallest model to the dense one."""
 
-import ctypes
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from torch import nn
 
 from drone import progress
+from drone.layers.linear import is_linear
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import Factorization
+from drone.model.adapters import swap
 from drone.model.calibrate import calibrate
 from drone.model.compress import factorize_modules, replace_module
-from drone.model.walk import Walk, input_name, mean_loss
+from drone.model.loss import LossFunction, mean_loss
+from drone.model.walk import Walk, input_name
 from drone.search.costs import Costs
+from drone.search.goal import Goal
 from drone.search.trials import (
     Found,
+    Outcome,
     Trials,
     attempt_rank,
     check_dense_loss,
@@ -26,6 +26,7 @@ from drone.search.trials import (
 
 Ranks = dict[str, int]  # {module name: rank}; a module that is left out stays dense
 LATENCIES = 60  # steps of the latency path
+STATES = 10_000  # sums of seconds and loss the latency path looks at, after a module
 
 
 def relative_errors(
@@ -36,7 +37,7 @@ def relative_errors(
     Of an attention block: of all logits of all heads. Shape (len(ranks) + 1,); zeros
     where there is nothing to lose.
     """
-    errors = factorization.errors.numpy()
+    errors = factorization.errors.cpu().numpy()
     squares = np.atleast_2d(errors**2).sum(axis=0)  # over heads, if there are any
     lost = np.append(squares[list(ranks)], 0.0)
     return lost / squares[0] if squares[0] > 0 else lost
@@ -45,6 +46,9 @@ def relative_errors(
 def uniform(costs: Costs, errors: Mapping[str, np.ndarray]) -> list[Ranks]:
     """Give every module the same share of its largest rank that saves.
 
+    Shares are places on the whole grids. Where `costs.faster()` has left a rank out,
+    its module takes its next larger one, or stays dense; the others do not move.
+
     Args:
         costs: of the modules.
         errors: {name: `relative_errors` at the ranks of `costs`}; not looked at here.
@@ -52,12 +56,18 @@ def uniform(costs: Costs, errors: Mapping[str, np.ndarray]) -> list[Ranks]:
     Returns:
         Ranks from the smallest model to the dense one, costs never falling.
     """
-    count = {name: len(module.ranks) for name, module in costs.modules.items()}
-    steps = max(*count.values(), 1)  # with no rank anywhere: dense, twice
-    return [
-        _pick(costs, {name: -(-step * n // steps) for name, n in count.items()})
-        for step in range(steps + 1)
-    ]
+    grids = {name: m.grid or m.ranks for name, m in costs.modules.items()}
+    steps = max(*(len(grid) for grid in grids.values()), 1)  # no rank: dense, twice
+    path = []
+    for step in range(steps + 1):
+        options = {}
+        for name, grid in grids.items():
+            place = -(-step * len(grid) // steps)
+            ranks = costs.modules[name].ranks
+            wanted = grid[place] if place < len(grid) else np.inf
+            options[name] = int(np.searchsorted(ranks, wanted))
+        path.append(_pick(costs, options))
+    return path
 
 
 def energy(costs: Costs, errors: Mapping[str, np.ndarray]) -> list[Ranks]:
@@ -93,92 +103,57 @@ def greedy(costs: Costs, errors: Mapping[str, np.ndarray]) -> list[Ranks]:
     return path
 
 
-class LatencyPath(Sequence[Ranks]):
-    """Ranks with the least loss within a number of measured seconds, for each of many.
+def latency(costs: Costs, increases: Mapping[str, np.ndarray]) -> list[Ranks]:
+    """Lose least within a number of measured seconds, for each of many numbers.
 
     For each of `LATENCIES` times T, from the shortest possible to the dense model's:
     min Σ increase(module, rank) subject to Σ seconds(module, rank) ≤ T, one rank a
-    module. A multiple-choice knapsack, solved by scipy's integer programs when asked
-    for; the least loss is exact to the solver's tolerance of 1e-6.
+    module: a multiple-choice knapsack, solved for all T at once by dynamic programming.
+    Module by module, only those sums (seconds, loss) are kept of which none is as fast
+    and loses no more; where there are more than `STATES`, the one that loses least in
+    each of `STATES` equal spans of time. Seconds are summed as they are, so T is never
+    exceeded; the loss is the least possible, or, of more states, at most the least
+    within T less one span a module.
+
+    Args:
+        costs: of the modules.
+        increases: {name: (ranks + 1,) loss each rank costs alone, 0 for dense}.
+
+    Returns:
+        As `uniform`; of equal losses the faster, the last place dense.
     """
-
-    def __init__(self, costs: Costs, increases: Mapping[str, np.ndarray]) -> None:
-        """Set up the programs.
-
-        Args:
-            costs: of the modules.
-            increases: {name: (ranks + 1,) loss each rank costs alone, 0 for dense}.
-        """
-        from scipy.sparse import csr_array  # only this rival needs scipy
-
-        self.costs = costs
-        names = list(costs.modules)
-        # One 0-1 variable for each module and each of its options.
-        self.variables = [
-            (name, option)
-            for name, module in costs.modules.items()
-            for option in range(len(module.seconds))
-        ]
-        self.seconds = np.array(
-            [costs.modules[n].seconds[o] for n, o in self.variables]
-        )
-        lost = np.array([increases[n][o] for n, o in self.variables])
-        owner = np.array([names.index(n) for n, _ in self.variables])
-        count = len(self.variables)
-        self.one_each = csr_array(
-            (np.ones(count), (owner, np.arange(count))), shape=(len(names), count)
-        )
-        shortest = sum(self.seconds[owner == i].min() for i in range(len(names)))
-        dense = sum(module.seconds[-1] for module in costs.modules.values())
-        self.limits = np.linspace(shortest, dense, LATENCIES)
-        # Of equal losses the faster; in units in which the solver's tolerances work.
-        self.price = lost / max(lost.max(), 1e-300) + 1e-7 * self.seconds / dense
-
-    def __len__(self) -> int:
-        """Return `LATENCIES`."""
-        return LATENCIES
-
-    def __getitem__(self, place: Any) -> Any:
-        """Solve for one of the times; the last is the dense model's."""
-        from scipy.optimize import Bounds, LinearConstraint, milp
-
-        place = range(LATENCIES)[place]  # counts from the end too, as a list does
-        if place == LATENCIES - 1:
-            return {}  # all dense fits, and nothing loses less
-        limit = self.limits[place]
-        with _silent_solver():
-            found = milp(
-                self.price,
-                integrality=np.ones(len(self.price)),
-                bounds=Bounds(0, 1),
-                constraints=[
-                    LinearConstraint(self.one_each, 1, 1),
-                    LinearConstraint(self.seconds[None] / limit, ub=1 + 1e-9),
-                ],
-                options={"mip_rel_gap": 1e-6},
-            )
-        assert found.success, found.message  # the fastest options always fit
-        chosen = zip(self.variables, found.x, strict=True)
-        return _pick(self.costs, dict(v for v, x in chosen if x > 0.5))
-
-
-@contextmanager
-def _silent_solver() -> Iterator[None]:
-    """Keep what the solver prints from C, against its settings, out of a notebook."""
-    if os.name != "posix":
-        yield
-        return
-    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    flush = ctypes.CDLL(None).fflush  # what C has printed and not yet written
-    flush(None)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        flush(None)
-        os.dup2(saved, 1)
-        os.close(saved)
-        os.close(nowhere)
+    dense = sum(module.seconds[-1] for module in costs.modules.values())
+    limit = dense * (1 + 1e-9)  # sums differ by rounding
+    shortest = sum(min(module.seconds) for module in costs.modules.values())
+    left = shortest  # the modules still to come take this long at least
+    seconds, lost = np.zeros(1), np.zeros(1)
+    steps: list[tuple[np.ndarray, np.ndarray]] = []  # state it came from, option taken
+    for name, module in costs.modules.items():
+        left -= min(module.seconds)
+        # (states, options): every option added to every state, fastest first.
+        times = np.add.outer(seconds, module.seconds).ravel()
+        losses = np.add.outer(lost, increases[name]).ravel()
+        order = np.lexsort((losses, times))
+        order = order[times[order] + left <= limit]
+        least = np.minimum.accumulate(losses[order])
+        better = np.append(True, losses[order][1:] < least[:-1])
+        kept = order[better]
+        if len(kept) > STATES:
+            span = (times[kept] / (limit / STATES)).astype(int)
+            # Losses fall with time: the last of a span loses least. The fastest stays.
+            kept = kept[np.append(span[1:] != span[:-1], True) | (kept == kept[0])]
+        seconds, lost = times[kept], losses[kept]
+        steps.append(np.divmod(kept, len(module.seconds)))
+    path = []
+    for within in np.linspace(shortest, dense, LATENCIES)[:-1]:
+        state = int(np.searchsorted(seconds, within * (1 + 1e-9), side="right")) - 1
+        options = {}
+        for name, (source, option) in zip(
+            reversed(costs.modules), reversed(steps), strict=True
+        ):
+            options[name], state = int(option[state]), int(source[state])
+        path.append(_pick(costs, options))
+    return [*path, {}]  # all dense fits, and nothing loses less
 
 
 def _pick(costs: Costs, options: Mapping[str, int]) -> Ranks:
@@ -191,31 +166,29 @@ def _pick(costs: Costs, options: Mapping[str, int]) -> Ranks:
 
 
 # Each takes costs and, for each module, what its ranks lose.
-PATHS: dict[str, Callable[[Costs, Mapping[str, np.ndarray]], Sequence[Ranks]]] = {
+PATHS: dict[str, Callable[[Costs, Mapping[str, np.ndarray]], list[Ranks]]] = {
     "uniform": uniform,
     "energy": energy,
     "greedy": greedy,
-    "latency": LatencyPath,
+    "latency": latency,
 }
 
 
 def along_a_path(
-    small: nn.Module,
-    batches: list[Mapping[str, Any]],
-    budget: float,
+    walk: Walk,
     costs: Costs,
     method: str,
-    target: str,
+    goal: Goal,
     book: Trials,
-) -> tuple[dict[str, int], float, int]:
-    """Find the place on a rival's path and compress `small`; see `search_ranks`."""
+    loss: LossFunction | None = None,
+) -> Outcome:
+    """Find the place on a rival's path and compress a copy; see `search_ranks`."""
+    small, batches = walk.model, walk.batches
     dense = {name: small.get_submodule(name) for name in costs.modules}
     sources = {name: input_name(module, name) for name, module in dense.items()}
     moments = calibrate(small, batches, sources.values())
     found = factorize_modules(small, costs.modules, moments)
-    walk = Walk(small, batches, costs.modules)
     dense_loss = book.loss("", None, walk.loss, len(walk.layers))
-    check_dense_loss(dense_loss)
     errors = {
         name: relative_errors(found[name], module.ranks)
         for name, module in costs.modules.items()
@@ -227,28 +200,32 @@ def along_a_path(
 
     def put(ranks: Mapping[str, int]) -> None:
         # Blocks first: the low-rank block takes over the values it holds.
-        for name in sorted(dense, key=lambda n: isinstance(dense[n], nn.Linear)):
-            small.set_submodule(name, dense[name])
+        for name in sorted(dense, key=lambda n: is_linear(dense[n])):
+            swap(small, name, dense[name])
             if name in ranks:
                 replace_module(small, name, ranks[name], found[name])
-
-    allowed = dense_loss * (1 + budget)
-
-    def attempt(place: int) -> float:
-        put(path[place])
-        return book.loss("", place, evaluate, len(walk.layers), allowed)
 
     def evaluate() -> float:
         nonlocal forwards
         forwards += len(walk.layers)
-        return mean_loss(small, batches)
+        return mean_loss(small, batches, loss)
 
-    if target == "loss":
+    if goal.loss_increase is not None:
+        check_dense_loss(dense_loss)
+        allowed = dense_loss * (1 + goal.loss_increase)
+
+        def attempt(place: int) -> float:
+            put(path[place])
+            return book.loss("", place, evaluate, len(walk.layers), allowed)
+
         place, _ = smallest_option(len(path) - 1, attempt, dense_loss, allowed)
     else:
-        place = _largest_within(path, costs, budget, target)
+        goal.check(costs, path[0])
+        # From above, place by place: measured times need not grow with the rank.
+        places = reversed(range(len(path)))
+        place = next(p for p in places if goal.reached(costs, path[p]) >= 1)
     put(path[place])
-    return path[place], dense_loss, forwards
+    return Outcome(small, path[place], dense_loss, forwards)
 
 
 def _increases(
@@ -282,25 +259,3 @@ def _increases(
                 increases[name] = errors[name] / scale * grown
         walk.advance()
     return increases
-
-
-def _largest_within(
-    path: Sequence[Ranks], costs: Costs, share: float, target: str
-) -> int:
-    """Return the last place on a path whose cost is at most a share of the dense's.
-
-    Searched from above, place by place: measured times need not grow with the rank.
-    """
-
-    def left(place: int) -> float:
-        if target == "latency":
-            return 1 / costs.speedup(path[place])
-        return costs.weights(path[place]) / costs.weights({})
-
-    for place in reversed(range(len(path))):
-        if left(place) <= share:
-            return place
-    raise ValueError(
-        f"the target is {share:.3g} of the {target}; with the smallest ranks "
-        f"{left(0):.3g} is left."
-    )

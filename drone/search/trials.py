@@ -4,21 +4,52 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import combinations
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from drone.files import tensors_sha256, whole_file
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import Factorization
+from drone.model.adapters import swap
 from drone.model.compress import replace_module
 from drone.model.walk import Walk
 from drone.search.costs import Costs, ModuleCosts
 
 Found = dict[str, Factorization | AttentionFactorization]
+Trial = tuple[str, str, int | None]  # what is replaced already, module, rank
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method found: the compressed copy, and what finding it took.
+
+    Attributes:
+        small: the copy.
+        ranks: {module name: rank}.
+        dense_loss: of the model as it was.
+        forwards: passes of all batches through one layer.
+    """
+
+    small: nn.Module
+    ranks: dict[str, int]
+    dense_loss: float
+    forwards: int
+
+
+def ranks_sha256(ranks: Mapping[str, int]) -> str:
+    """Name what has been replaced, in a few characters; "" for nothing."""
+    text = json.dumps(dict(ranks))
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if ranks else ""
 
 
 def attempt_rank(
@@ -37,7 +68,7 @@ def attempt_rank(
         above = len(walk.layers) - walk.number
         return book.loss(name, rank, walk.loss, above, allowed)
     finally:
-        walk.model.set_submodule(name, dense)
+        swap(walk.model, name, dense)
 
 
 def smallest_option(
@@ -88,36 +119,71 @@ def smallest_option(
 
 
 class Trials:
-    """All losses evaluated, in order; in a file too, if there is one."""
+    """All losses evaluated, in order; in a file too, if there is one.
+
+    Use as a context manager: inside, the file is this search's alone.
+
+    Attributes:
+        trace: one entry a trial, as made.
+        after: names the modules replaced so far. Only a search that walks through the
+            model several times sets it: to it one module at one rank is not one trial.
+        costs: of an interrupted search.
+        spared_seconds: that the trials read back had taken.
+        spared_layers: passes of all batches through one layer that they had made.
+    """
 
     def __init__(self, path: Path | None, key: Callable[[], str]) -> None:
         self.path, self.key = path, key() if path is not None else ""
         self.trace: list[dict[str, Any]] = []
+        self.after = ""
         self.costs: Costs | None = None
-        self.known: dict[tuple[str, int | None], tuple[float, float]] = {}
+        self.known: dict[Trial, float] = {}
+        self.read: dict[Trial, float] = {}  # seconds of what was not made here
         self.spared_seconds, self.spared_layers = 0.0, 0
-        if path is not None and path.is_file():
-            self._read(path)
+
+    def __enter__(self) -> "Trials":
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # On Windows a locked file cannot be replaced, so another one is locked.
+            self.lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+            try:
+                self.lock.acquire(blocking=False)
+            except Timeout as error:
+                raise ValueError(
+                    f"{self.path}: another search is writing this trace; wait for it "
+                    "or name another file."
+                ) from error
+            try:
+                if self.path.is_file():
+                    self._read(self.path)
+            except ValueError:
+                self.lock.release()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.path is not None:
+            self.lock.release()
 
     def _read(self, path: Path) -> None:
         try:
-            lines = path.read_text().splitlines(keepends=True)
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             # A search that is killed can leave half a line; that trial is made again.
             whole = [line for line in lines if line.endswith("\n")]
             header, *trials = [json.loads(line) for line in whole]
             same = header["search"] == self.key
             self.costs = Costs.from_json(header["costs"])
-            self.known = {
-                (t["module"], t["rank"]): (t["loss"], t["seconds"]) for t in trials
-            }
+            for t in trials:
+                trial = (t.get("after", ""), t["module"], t["rank"])
+                self.known[trial], self.read[trial] = t["loss"], t["seconds"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}: no trace of a search ({error!r}); delete it."
             ) from error
         if not same:
             raise ValueError(
-                f"{path}: the trace of another model, data, budget, grid or method; "
-                "delete it or name another file."
+                f"{path}: the trace of another model, data, goal, grid, method or "
+                "version; delete it or name another file."
             )
 
     def begin(self, costs: Costs) -> None:
@@ -125,13 +191,10 @@ class Trials:
         self.costs = costs
         if self.path is None:
             return
-        lines: list[dict[str, Any]] = [{"search": self.key, "costs": costs.to_json()}]
-        lines += [
-            {"module": module, "rank": rank, "loss": loss, "seconds": seconds}
-            for (module, rank), (loss, seconds) in self.known.items()
-        ]
+        lines = [json.dumps({"search": self.key, "costs": costs.to_json()})]
+        lines += [_line(t, loss, self.read[t]) for t, loss in self.known.items()]
         with whole_file(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
     def loss(
         self,
@@ -142,9 +205,12 @@ class Trials:
         allowed: float | None = None,
     ) -> float:
         """Return the loss of a trial, evaluated unless it is known, and note it."""
-        if (module, rank) in self.known:
-            loss, seconds = self.known[module, rank]
-            self.spared_seconds += seconds
+        trial = (self.after, module, rank)
+        if trial in self.known:
+            loss = self.known[trial]
+            if trial not in self.read:
+                return loss  # made, and noted, earlier in this search
+            self.spared_seconds += self.read.pop(trial)
             self.spared_layers += layers
         else:
             started = time.perf_counter()
@@ -156,10 +222,9 @@ class Trials:
                     f"{where}: the loss is {loss}; a finite one is needed."
                 )
             if self.path is not None:
-                line = {"module": module, "rank": rank, "loss": loss}
-                line["seconds"] = seconds
-                with self.path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(_line(trial, loss, seconds) + "\n")
+            self.known[trial] = loss
         fits = allowed is None or loss <= allowed
         self.trace.append(
             {
@@ -173,6 +238,13 @@ class Trials:
         return loss
 
 
+def _line(trial: Trial, loss: float, seconds: float) -> str:
+    """Write one trial as a line of the file."""
+    after, module, rank = trial
+    line: dict[str, Any] = {"module": module, "rank": rank, "loss": loss}
+    return json.dumps(line | {"seconds": seconds} | ({"after": after} if after else {}))
+
+
 def check_dense_loss(loss: float) -> None:
     """Refuse a dense loss of 0: the budget is a ratio to it."""
     if loss <= 0:
@@ -182,13 +254,57 @@ def check_dense_loss(loss: float) -> None:
         )
 
 
+def described(loss: Callable[..., Any] | None) -> str:
+    """Tell one loss function from another: by its name and what it computes."""
+    code = getattr(loss, "__code__", None)
+    if loss is None or code is None:
+        return repr(loss)
+    name = f"{loss.__module__}.{loss.__qualname__}"
+    return f"{name} {code.co_code.hex()} {code.co_consts} {code.co_names}"
+
+
+def _config(config: Any, batches: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a config's settings, without what names a folder or fills itself in."""
+    settings: dict[str, Any] = config.to_dict()
+    settings.pop("_name_or_path", None)
+    labels = batches[0].get("labels")
+    if settings.get("problem_type", "") is None and isinstance(labels, Tensor):
+        # transformers writes it into the config at the first pass with labels.
+        kind = "multi_label_classification"
+        if getattr(config, "num_labels", 2) == 1:
+            kind = "regression"
+        elif labels.dtype in (torch.long, torch.int):
+            kind = "single_label_classification"
+        settings["problem_type"] = kind
+    return settings
+
+
 def search_key(
     model: nn.Module, batches: list[Mapping[str, Any]], *settings: Any
 ) -> str:
-    """SHA-256 over all that decides a search but the clock."""
+    """SHA-256 over all that decides the losses of a search, and not the clock.
+
+    Weights alone do not: dropout, an activation, the attention's kernel, a class of its
+    own with another forward, half precision, a release with another rounding, do too.
+    """
+    config = getattr(model, "config", None)
     parts = [str(setting) for setting in settings]
-    parts.append(tensors_sha256(model.state_dict()))
+    parts += [
+        str(_config(config, batches) if hasattr(config, "to_dict") else config),
+        str(getattr(config, "_attn_implementation", None)),
+        str(model),  # the modules' classes, activations and dropouts
+        *(f"{type(m).__module__}.{type(m).__qualname__}" for m in model.modules()),
+        *(f"{name} {t.device.type}" for name, t in model.named_parameters()),
+        f"torch {torch.__version__}, transformers {transformers.__version__}",
+        f"drone {version('drone')}",
+    ]
+    # Also what state_dict leaves out: buffers that are not saved decide losses too.
+    state = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    parts.append(tensors_sha256(state | dict(model.named_buffers())))
     for batch in batches:
-        tensors = {k: v for k, v in batch.items() if isinstance(v, Tensor)}
+        leaves, shape = tree_flatten(dict(batch))
+        parts.append(str(shape))
+        tensors = {str(i): x for i, x in enumerate(leaves) if isinstance(x, Tensor)}
         parts.append(tensors_sha256(tensors))
+        parts += [repr(leaf) for leaf in leaves if not isinstance(leaf, Tensor)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -5,7 +5,9 @@ What a good file gives is stated here by hand, as the hub's `nyu-mll/glue` has i
 
 import hashlib
 import os
+import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value, config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drone.lab import agreement, data
+from drone.lab import agreement, data, known
 
 REAL = os.environ.get("DRONE_DATA")
 
@@ -110,7 +112,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write(root: Path, name: str, text: str, file: str = "train.tsv") -> Path:
     path = root / "glue" / HUB_LOOK[name][0] / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode())
+    path.write_bytes(text.encode() + b"\n" * (bool(text) and not text.endswith("\n")))
     return path
 
 
@@ -296,6 +298,89 @@ def test_a_blank_ptb_line_is_refused_with_its_number(root: Path, blank: str) -> 
         train("ptb")
 
 
+# --- files cut off, and other vintages -------------------------------------------
+
+CORPUS = [f"{i}\t1\t\tsentence {i}" for i in range(100)]
+
+
+@pytest.fixture
+def training_file(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[bytes], Dataset]:
+    """Write CoLA's training file, of which 100 lines are known, and read it."""
+    monkeypatch.setitem(known.KNOWN, "glue/CoLA/train.tsv", known.describe(CORPUS))
+    path = write(root, "cola", "")
+
+    def read(content: bytes) -> Dataset:
+        path.write_bytes(content)
+        return train("cola")
+
+    return read
+
+
+WHOLE = "\n".join(CORPUS).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [WHOLE, WHOLE + b"\n", b"\xef\xbb\xbf" + WHOLE, WHOLE.replace(b"\n", b"\r\n")],
+    ids=["no newline", "newline", "byte-order mark", "windows"],
+)
+def test_a_known_file_is_known_however_its_lines_end(
+    training_file: Callable[[bytes], Dataset], content: bytes
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(training_file(content)) == 100
+
+
+@pytest.mark.parametrize("count", [2, 3, 15, 16, 17, 50, 64, 99])
+@pytest.mark.parametrize("end", [b"\n", b"\n5\t1", b"\n5\t1\t\tsen"])
+def test_a_known_file_that_is_cut_off_is_refused_wherever_it_ends(
+    training_file: Callable[[bytes], Dataset], count: int, end: bytes
+) -> None:
+    with pytest.raises(ValueError, match=r"cut off.*lines of 100") as error:
+        training_file("\n".join(CORPUS[:count]).encode() + end)
+    assert "glue/CoLA/train.tsv" in str(error.value)
+
+
+def test_another_vintage_is_read_with_a_warning_that_names_both_digests(
+    training_file: Callable[[bytes], Dataset],
+) -> None:
+    other = "\n".join(reversed(CORPUS)).encode() + b"\n"
+    with pytest.warns(UserWarning, match="another vintage") as said:
+        assert len(training_file(other)) == 100
+    mine, theirs = known.describe(CORPUS[::-1]), known.describe(CORPUS)
+    assert mine.sha256 in str(said[0].message) and theirs.sha256 in str(said[0].message)
+    with pytest.raises(ValueError, match="no newline at its end"):
+        training_file(other[:-1])
+
+
+def test_fewer_rows_than_the_publisher_counts_are_warned_of(root: Path) -> None:
+    write(root, "qnli", "\n".join(lines_of("qnli")))
+    with pytest.warns(UserWarning, match="its publisher's has 104744"):
+        train("qnli")
+
+
+@pytest.mark.skipif(not os.environ.get("DRONE_DATA"), reason="needs the real corpora")
+@pytest.mark.parametrize("name", known.KNOWN)
+def test_the_real_files_are_the_known_ones_and_half_of_each_is_refused(
+    name: str, tmp_path: Path
+) -> None:
+    content = Path(os.environ["DRONE_DATA"], name).read_bytes()
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data._lines("cola", path)
+    half = content[: len(content) // 2]
+    for part in (half, half[: half.rindex(b"\n") + 1], content[: len(content) // 3]):
+        path.write_bytes(part)
+        with pytest.raises(ValueError, match="cut off"):
+            data._lines("cola", path)
+
+
 # --- what is missing -------------------------------------------------------------
 
 
@@ -345,7 +430,7 @@ def test_what_is_only_embedded_is_refused_elsewhere(
 
 
 def test_unknown_names_sources_and_splits_are_refused(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"no corpus 'wnli'; .*mrpc"):
+    with pytest.raises(ValueError, match=r"no training_file 'wnli'; .*mrpc"):
         data.load("wnli")
     with pytest.raises(ValueError, match=r"no source 'web'; .*local"):
         data.load("mrpc", "web")

@@ -1,15 +1,17 @@
 """Encoders by name: the embedded one is real, the others are stood in for."""
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from drone.files import tensors_sha256
 from drone.lab import encoders
 
 WAYS = ["source='embedded'", "source='local'", "source='hub'"]
@@ -201,6 +203,116 @@ def test_a_hub_that_does_not_answer_is_a_connection_error(
     assert_names_three_ways(error)
 
 
+# --- a folder is more than its weights -------------------------------------------
+
+
+@pytest.fixture
+def folder(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A local folder of MiniLM, its large file linked: change what you like."""
+    copy = tmp_path / FOLDER
+    copy.mkdir()
+    for path in embedded.glob("*.*"):
+        if path.name == "model.safetensors":
+            (copy / path.name).symlink_to(path)
+        else:
+            shutil.copy(path, copy)
+    monkeypatch.setenv("DRONE_MODELS", str(tmp_path))
+    return copy
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 8},
+        {"num_hidden_layers": 3},
+        {"hidden_act": "relu"},
+        {"num_attention_heads": 6},
+        {"layer_norm_eps": 1e-5},
+        {"model_type": "distilbert"},
+        {"auto_map": {"AutoModel": "code.Model"}},
+        {"num_labels": 7},
+    ],
+)
+def test_a_config_that_is_another_models_is_refused_and_the_field_named(
+    folder: Path, change: dict[str, object]
+) -> None:
+    rewrite(folder / "config.json", **change)
+    with pytest.raises(ValueError, match=next(iter(change))) as error:
+        encoders.encoder("minilm", "local")
+    assert str(folder / "config.json") in str(error.value)
+
+
+def test_where_a_config_comes_from_does_not_matter(folder: Path) -> None:
+    rewrite(folder / "config.json", _name_or_path="mine", transformers_version="5.0")
+    assert encoders.checked_folder("minilm", "local") == folder
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
+def test_a_damaged_config_is_refused_and_named(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        encoders.checked_folder("minilm", "local")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match="and not those of this encoder"):
+        encoders.encoder("minilm", "local")
+
+
+def test_a_tokenizer_that_cuts_otherwise_is_refused(folder: Path) -> None:
+    told = json.loads((folder / "tokenizer.json").read_text())
+    told["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(told))
+    rewrite(folder / "tokenizer_config.json", do_lower_case=False)
+    with pytest.raises(ValueError, match="its tokenizer makes"):
+        encoders.encoder("minilm", "local")
+
+
+def test_a_vocabulary_of_another_order_is_refused(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    words = (folder / "vocab.txt").read_text().splitlines()
+    words[2000:2002] = words[2001], words[2000]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    with pytest.raises(ValueError, match="30522 words, and not those"):
+        encoders.encoder("minilm", "local")
+
+
+def test_an_adapter_in_the_folder_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="adapter"):
+        encoders.checked_folder("minilm", "local")
+
+
+def test_a_load_report_is_read_though_it_is_not_shown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the config not checked, layers of random weights would still be seen."""
+    monkeypatch.setattr(encoders, "_check_config", lambda *_: None)
+    for layers, said in ((7, "16 weights have no value, 0"), (5, "0 .* 16 no place")):
+        rewrite(folder / "config.json", num_hidden_layers=layers)
+        with pytest.raises(ValueError, match=said):
+            encoders.encoder("minilm", "local")
+
+
+def test_a_home_folder_is_not_needed_and_a_blank_variable_is_not_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DRONE_MODELS", " ")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / ".cache/drone/models")):
+        encoders.checked_folder("minilm", "local")
+    monkeypatch.setenv("DRONE_MODELS", "~/mine")
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "mine" / FOLDER)):
+        encoders.checked_folder("minilm", "local")
+
+
 # --- a smaller dense model -------------------------------------------------------
 
 
@@ -243,3 +355,36 @@ def test_keep_layers_refuses_a_model_built_in_another_way(
     tiny_bert.bert.encoder = nn.Identity()
     with pytest.raises(ValueError, match="BertForSequenceClassification has no list"):
         encoders.keep_layers(tiny_bert, 1)
+
+
+def test_rounded_weights_are_known_in_either_precision(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = encoders.checked_folder("minilm")
+    whole = load_file(source / "model.safetensors")
+    rounded = {k: v.half() if v.is_floating_point() else v for k, v in whole.items()}
+    spec = encoders.Encoder(
+        "a/tiny",
+        "main",
+        tensors_sha256({name: rounded[name] for name in sorted(rounded)}),
+        rounded=True,
+    )
+    monkeypatch.setitem(encoders.ENCODERS, "tiny", spec)
+    monkeypatch.setenv("DRONE_MODELS", str(tmp_path))
+    shutil.copytree(source, tmp_path / "tiny")
+    weights = tmp_path / "tiny" / "model.safetensors"
+    states = []
+    for tensors in (whole, rounded):
+        weights.unlink()
+        save_file(tensors, weights, {"format": "pt"})
+        model, _ = encoders.encoder("tiny", "local", seed=3)
+        states.append(model.state_dict())
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name])
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, tensor.half().float())
+    whole["embeddings.word_embeddings.weight"][7, 7] += 1
+    weights.unlink()
+    save_file(whole, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match="rounded weights"):
+        encoders.checked_folder("tiny", "local")

@@ -374,8 +374,13 @@ def kept(cache: Path) -> dict[str, list[str]]:
     return {
         path.suffix: sorted(each.name for each in path.iterdir())
         for path in cache.iterdir()
-        if path.suffix
+        if path.suffix == ".checkpoints"
     }
+
+
+def results(cache: Path) -> list[str]:
+    names = (path.name for path in cache.iterdir())
+    return [n for n in names if not n.endswith(".checkpoints") and n != ".locks"]
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(5, 20), (KERNEL_FROM + 4, 60)])
@@ -473,13 +478,16 @@ def test_the_key_changes_with_whatever_goes_into_the_training(
     assert run(recipe=one).key == found[0].key
 
 
-def test_a_learning_rate_of_nothing_changes_nothing_and_every_token_is_seen_once(
+def test_next_to_no_learning_rate_changes_nothing_and_every_token_is_seen_once(
     run: Run, corpus: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(language, "bfloat16_gains", lambda: False)
+    monkeypatch.setattr(language, "bfloat16_gains", lambda _: False)
     start = made(dropout=0.0)
-    found = run(model=start, recipe=replace(RECIPE, learning_rate=0.0), ids=corpus[1:])
-    assert equal(weights(found), start.state_dict())
+    found = run(
+        model=start, recipe=replace(RECIPE, learning_rate=1e-30), ids=corpus[1:]
+    )
+    before = start.state_dict()
+    assert all(torch.allclose(weights(found)[k], before[k], 0, 1e-27) for k in before)
     # In training, too, the state goes on from window to window.
     expected = perplexity(start, corpus[1:], RECIPE.batch_size)
     for entry in found.history:
@@ -508,7 +516,7 @@ def test_a_step_goes_down_the_gradient_and_no_further_than_the_clip(
     clip: float,
     clipped: bool,
 ) -> None:
-    monkeypatch.setattr(language, "bfloat16_gains", lambda: False)
+    monkeypatch.setattr(language, "bfloat16_gains", lambda _: False)
     start = made(dropout=0.0)
     ((before, labels),) = windows(corpus, 4, len(corpus))
     output = copy.deepcopy(start)
@@ -574,8 +582,10 @@ def test_a_training_that_was_cut_off_ends_with_the_same_numbers(
     with pytest.raises(KeyboardInterrupt):
         run()
     done = (at - 1) // 7  # whole epochs
-    assert kept(tmp_path / "cache") == {".checkpoints": [f"epoch-{done:03d}"]}
-    assert len(list((tmp_path / "cache").iterdir())) == 1  # nothing to be taken
+    # The last two: should the newest be damaged, one epoch is lost.
+    names = [f"epoch-{n:03d}" for n in range(max(1, done - 1), done + 1)]
+    assert kept(tmp_path / "cache") == {".checkpoints": names}
+    assert results(tmp_path / "cache") == []  # nothing to be taken
     torch.manual_seed(99)
     rest = watch()
     resumed = run()
@@ -584,7 +594,9 @@ def test_a_training_that_was_cut_off_ends_with_the_same_numbers(
     assert not resumed.cached and resumed.key == whole.key
     assert equal(weights(resumed), weights(whole))
     assert numbers(resumed) == numbers(whole)
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == [whole.key[:20]]
+    assert results(tmp_path / "cache") == [whole.key[:20]] and not kept(
+        tmp_path / "cache"
+    )
 
 
 def test_a_training_cut_off_in_its_first_epoch_begins_again(
@@ -662,24 +674,85 @@ def test_a_damaged_result_is_refused_and_named(
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize(("file", "damage", "message"), DAMAGES)
-def test_a_damaged_checkpoint_is_refused_and_named(
+@pytest.mark.parametrize("file", ["model.safetensors", "history.json", "whole.json"])
+@pytest.mark.parametrize("damage", [flip, halve, Path.unlink])
+def test_a_damaged_checkpoint_costs_an_epoch(
     run: Run,
     watch: Callable[..., list[float]],
     tmp_path: Path,
     file: str,
     damage: Callable[[Path], None],
-    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    rates = watch()
+    whole = run(cache=tmp_path / "whole")
+    watch(at=17, act=cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    (path,) = (tmp_path / "cache").glob(f"*.checkpoints/epoch-002/{file}")
+    damage(path)
+    rest = watch()
+    resumed = run()
+    assert "not used: epoch-002" in capsys.readouterr().out
+    assert rest == rates[7:]  # from the first epoch's end
+    assert equal(weights(resumed), weights(whole))
+    assert numbers(resumed) == numbers(whole)
+
+
+def test_with_no_whole_checkpoint_the_training_begins_again(
+    run: Run, watch: Callable[..., list[float]], tmp_path: Path
+) -> None:
+    whole = run(cache=tmp_path / "whole")
     watch(at=10, act=cut_off)
     with pytest.raises(KeyboardInterrupt):
         run()
-    (path,) = (tmp_path / "cache").glob(f"*.checkpoints/epoch-001/{file}")
-    damage(path)
-    watch()
-    with pytest.raises(ValueError, match=message) as error:
-        run()
-    assert str(path) in str(error.value)
+    (path,) = (tmp_path / "cache").glob("*.checkpoints")
+    halve(path / "epoch-001" / "model.safetensors")
+    (path / "epoch-002").mkdir()  # such as a full disk leaves it
+    (path / ".partial-here-1-x").mkdir()
+    rest = watch()
+    assert equal(weights(run()), weights(whole)) and len(rest) == 21
+
+
+def test_a_validation_text_too_short_is_found_before_the_training(
+    run: Run, watch: Callable[..., list[float]], corpus: Tensor, tmp_path: Path
+) -> None:
+    steps = watch()
+    with pytest.raises(ValueError, match="validation text has 9 tokens; at least 10"):
+        run(validation=corpus[:9])
+    assert steps == [] and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("epochs", 0, "epochs is 0; at least 1"),
+        ("epochs", 1.5, "epochs is 1.5; a whole number"),
+        ("batch_size", 0, "batch_size is 0"),
+        ("steps", True, "steps is True"),
+        ("learning_rate", 0.0, "learning_rate is 0.0; a number above 0"),
+        ("learning_rate", math.inf, "learning_rate is inf; a finite"),
+        ("clip", -1.0, "clip is -1.0; a number above 0"),
+        ("clip", math.nan, "clip is nan"),
+    ],
+)
+def test_a_recipe_out_of_range_is_refused_by_its_fields_name(
+    field: str, value: float, said: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=said):
+        replace(RECIPE, **{field: value})
+
+
+def test_frozen_weights_and_a_tie_are_part_of_the_key(run: Run) -> None:
+    start = made(dropout=0.0)
+    first = run(model=start)
+    start.embedding.requires_grad_(False)
+    found = run(model=start)
+    assert not found.cached and found.key != first.key
+    assert torch.equal(found.model.embedding.weight, start.embedding.weight)
+    tied, loose = (made(tie_word_embeddings=tie) for tie in (True, False))
+    loose.load_state_dict(tied.state_dict())
+    assert run(model=tied).key != run(model=loose).key
 
 
 def test_a_corpus_shorter_than_a_batch_is_refused(run: Run, corpus: Tensor) -> None:

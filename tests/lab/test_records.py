@@ -71,7 +71,7 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
 
 def test_the_environment_names_date_machine_and_versions() -> None:
     found = records.environment()
-    assert set(found) == FIELDS
+    assert set(found) - {"gpu"} == FIELDS
     assert all(isinstance(value, str) and value for value in found.values())
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
     assert found["python"] == platform.python_version()
@@ -118,3 +118,31 @@ def test_a_case_json_does_not_know_leaves_no_file(tmp_path):
     with pytest.raises(TypeError, match="Tensor"):
         records.save_case(path, {}, {"logits": torch.zeros(2)})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("there", [{"dev_rows": 0}, None], ids=["other", "damaged"])
+def test_a_case_of_other_settings_is_never_written_over(
+    tmp_path: Path, there: dict[str, int] | None
+) -> None:
+    path, quick = tmp_path / "minilm-mrpc-0-0.2.json", {"dev_rows": 100}
+    if there is None:
+        path.write_text("half a ca")
+    else:
+        records.save_case(path, there, {"took": "10 hours"})
+    before = path.read_bytes()
+    beside = records.save_case(path, quick, {"took": "1 minute"})
+    assert path.read_bytes() == before and beside.parent == tmp_path
+    if there is not None:
+        assert records.load_case(path, there) == {"took": "10 hours"}
+        assert records.load_case(path, quick) == {"took": "1 minute"}
+        assert records.load_case(path, {"dev_rows": 7}) is None
+    # The same settings again are the same case, not a third file.
+    assert records.save_case(path, quick, {"took": "2 minutes"}) == beside
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_records_name_the_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ("gpu" in records.environment()) is torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    assert records.environment()["gpu"] == "NVIDIA H100"

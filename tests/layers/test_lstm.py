@@ -816,7 +816,9 @@ def test_the_product_with_h_is_timed_a_step_at_a_time(
 ) -> None:
     shapes: dict[str, set[tuple[int, ...]]] = {}
 
-    def count(calls: Mapping[str, Any], repeats: int) -> dict[str, np.ndarray]:
+    def count(
+        calls: Mapping[str, Any], repeats: int, **_: Any
+    ) -> dict[str, np.ndarray]:
         for name, call in calls.items():
             call()
             if call.args:
@@ -829,7 +831,7 @@ def test_the_product_with_h_is_timed_a_step_at_a_time(
         made, shape = (7, (3, 8)) if name.endswith("recurrent") else (1, (3, 7, 8))
         assert set(module.seconds) == {made}
         for option in range(len(module.seconds)):
-            assert shapes[f"{module.kind}/{option}"] == {shape}
+            assert shapes[f"{module.kind}/{option}/0"] == {shape}
     assert found["stack.0.recurrent"].kind == found["stack.1.recurrent"].kind
     assert found["stack.0.input"].kind != found["stack.0.recurrent"].kind
 

@@ -70,20 +70,8 @@ def test_an_encoder_without_a_head_has_names_without_a_prefix(
     assert next(iter(attention_blocks(model))) == "encoder.layer.0.attention.self"
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        nn.Sequential(nn.Linear(2, 2)),
-        GPT2Model(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=10)),
-    ],
-    ids=["Sequential", "GPT2Model"],
-)
-def test_another_architecture_is_refused_and_the_known_ones_named(
-    model: nn.Module,
-) -> None:
-    for function in (encoder_layers, encoder_linears):
-        with pytest.raises(ValueError, match=r"has no list encoder\.layer"):
-            function(model)
+def test_a_model_without_a_known_block_is_told_which_are_known() -> None:
+    model = GPT2Model(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=10))
     with pytest.raises(ValueError, match="no attention block") as error:
         attention_blocks(model)
     assert type(model).__name__ in str(error.value)
@@ -92,8 +80,9 @@ def test_another_architecture_is_refused_and_the_known_ones_named(
 
 def test_layers_without_a_linear_are_refused() -> None:
     model = nn.ModuleDict({"encoder": nn.ModuleDict({"layer": nn.ModuleList()})})
-    with pytest.raises(ValueError, match="no Linear in the encoder's layers"):
-        encoder_linears(model)
+    for function in (encoder_layers, encoder_linears):
+        with pytest.raises(ValueError, match=r"no list of layers.*nothing to compress"):
+            function(model)
 
 
 def test_a_module_is_found_by_its_name(family: PreTrainedModel) -> None:

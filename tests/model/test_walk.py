@@ -325,12 +325,20 @@ def test_no_batch_is_refused(family: PreTrainedModel) -> None:
     assert hooks(family) == 0
 
 
-def test_modules_outside_the_layers_are_refused_and_named(
+def test_with_modules_outside_the_layers_whole_passes_do_the_work(
     tiny_bert: PreTrainedModel, task: Callable[..., list[Batch]]
 ) -> None:
     names = ["classifier", *everything(tiny_bert), "bert.pooler.dense"]
-    with pytest.raises(ValueError, match=r"layer: classifier, bert\.pooler\.dense;"):
-        Walk(tiny_bert, task(tiny_bert), names)
+    batches = task(tiny_bert)
+    with frozen(tiny_bert):
+        walk = Walk(tiny_bert, batches, names)
+        assert "classifier is outside of the layers" in walk.why_whole
+        groups = walk.groups()
+        assert groups[-2:] == [["bert.pooler.dense"], ["classifier"]]
+        expected = calibrate(tiny_bert, batches, ["classifier"])["classifier"]
+        found = walk.moments(groups[-1])["classifier"]
+        torch.testing.assert_close(found.matrix, expected.matrix)
+        assert walk.loss() == mean_loss(tiny_bert, batches)
 
 
 def test_a_name_that_only_begins_like_a_layer_is_outside(
@@ -354,9 +362,39 @@ def test_a_name_that_only_begins_like_a_layer_is_outside(
         assert walk.groups() == [[name]]
 
 
-def test_a_model_without_layers_is_refused() -> None:
-    with pytest.raises(ValueError, match="has no list"):
-        Walk(nn.Sequential(nn.Linear(2, 2)), [], [])
+def test_a_model_without_layers_is_walked_whole() -> None:
+    net = nn.ModuleDict({"a": nn.Bilinear(2, 2, 2)})
+    net.forward = lambda x: net.a(x, x)
+    walk = Walk(net, [{"x": torch.ones(1, 2)}], [])
+    assert "has no list of layers" in walk.why_whole and list(walk.layers) == [""]
+
+
+# --- what lies between the layers ------------------------------------------------
+
+
+class Between(nn.Module):
+    """Four layers; between two of them something may happen, or arguments differ."""
+
+    def __init__(self, trick: str) -> None:
+        super().__init__()
+        self.trick = trick
+        self.layers = nn.ModuleList(nn.ModuleList([nn.Linear(8, 8)]) for _ in range(4))
+        for layer in self.layers:
+            layer.forward = lambda x, scale=1.0, layer=layer: (
+                x + torch.tanh(layer[0](x) * scale)
+            )
+
+    def forward(self, x: Tensor, labels: Tensor) -> SimpleNamespace:
+        for number, layer in enumerate(self.layers):
+            if self.trick == "twice" and number == 2:
+                x = layer(x)
+            scale = {"scale": 1.0 + number} if self.trick == "arguments" else {}
+            x = layer(x, **scale)
+            if self.trick == "between" and number == 1:
+                x = x * 1.5
+        if self.trick == "counts":
+            x = x * len(self.layers)
+        return {"loss": nn.functional.cross_entropy(x, labels), "logits": x}
 
 
 def test_batches_without_labels_have_no_loss(

@@ -190,7 +190,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Callable[[], Any
     seen = []
 
     def count(
-        calls: Mapping[str, Callable[[], Any]], repeats: int
+        calls: Mapping[str, Callable[[], Any]], repeats: int, **_: Any
     ) -> dict[str, np.ndarray]:
         assert torch.is_inference_mode_enabled()
         seen.append(calls)

@@ -13,10 +13,10 @@ from drone import SecondMoment, factorize, factorize_attention
 from drone.search import rivals
 from drone.search.costs import Costs, ModuleCosts
 from drone.search.rivals import (
-    LatencyPath,
     Ranks,
     energy,
     greedy,
+    latency,
     relative_errors,
     uniform,
 )
@@ -196,6 +196,31 @@ def test_energy_takes_the_smallest_ranks_that_keep_a_share(
     assert len(path) == len(every)  # each share at which a rank changes
 
 
+def test_a_rank_left_out_moves_its_own_module_only() -> None:
+    def module(slow: tuple[int, ...], count: int = 6) -> ModuleCosts:
+        ranks = tuple(8 * (i + 1) for i in range(count))
+        times = (*(9.0 if r in slow else 1.0 + r / 100 for r in ranks), 2.0)
+        return ModuleCosts("k", ranks, tuple(range(1, count + 2)), times)
+
+    whole = {"a": module(()), "b": module((8, 16, 40, 48)), "c": module((16, 32))}
+    costs = Costs(20.0, whole)
+    full = uniform(costs, {})
+    assert full[2] == {"a": 24, "b": 24, "c": 24}
+    fast = uniform(costs.faster(), {})
+    assert fast == [
+        {"a": 8, "b": 24, "c": 8},
+        {"a": 16, "b": 24, "c": 24},
+        {"a": 24, "b": 24, "c": 24},
+        {"a": 32, "b": 32, "c": 40},
+        {"a": 40, "c": 40},
+        {"a": 48, "c": 48},
+        {},
+    ]
+    # As a plan keeps them, and as a file does.
+    again = Costs.from_json(costs.faster().to_json())
+    assert uniform(again.faster(), {}) == fast
+
+
 # --- greedy ----------------------------------------------------------------------
 
 
@@ -262,12 +287,12 @@ def test_latency_is_as_good_as_the_best_of_all_combinations(
     problem: tuple[Costs, Errors],
 ) -> None:
     costs, increases = problem
-    path = [options(costs, ranks) for ranks in LatencyPath(costs, increases)]
+    path = [options(costs, ranks) for ranks in latency(costs, increases)]
     every = [sums(costs, increases, each) for each in product(range(3), repeat=3)]
     shortest = sum(min(m.seconds) for m in costs.modules.values())
     dense = sum(m.seconds[-1] for m in costs.modules.values())
     limits = np.linspace(shortest, dense, rivals.LATENCIES)
-    assert len(path) == len(limits) == len(LatencyPath(costs, increases))
+    assert len(path) == len(limits)
     assert path[-1] == (2, 2, 2)
     for chosen, limit in zip(path, limits, strict=True):
         seconds, lost = sums(costs, increases, chosen)
@@ -287,7 +312,7 @@ def test_latency_does_not_depend_on_the_units(unit: float, loss: float) -> None:
         lost = np.append(np.sort(rng.uniform(0.01, 1, 3))[::-1], 0)
         increases[name] = loss * lost
     costs = Costs(9 * unit, modules)
-    path = [options(costs, ranks) for ranks in LatencyPath(costs, increases)]
+    path = [options(costs, ranks) for ranks in latency(costs, increases)]
     every = [sums(costs, increases, each) for each in product(range(4), repeat=3)]
     first, last = (sums(costs, increases, each)[0] for each in ((0,) * 3, (3,) * 3))
     for chosen, limit in zip(path, np.linspace(first, last, len(path)), strict=True):
@@ -304,7 +329,7 @@ def test_latency_by_hand() -> None:
     }
     increases = {"a": np.array([1.5, 2.0, 0.0]), "b": np.array([5.0, 2.5, 0.0])}
     costs = Costs(20.0, modules)
-    path = list(LatencyPath(costs, increases))
+    path = list(latency(costs, increases))
     seconds = [sums(costs, increases, options(costs, each))[0] for each in path]
     assert seconds == sorted(seconds)
     # (seconds, loss): a's first rank takes longer than its second, and loses less.
@@ -319,13 +344,43 @@ def test_latency_by_hand() -> None:
     ]
 
 
-def test_latencies_are_counted_from_the_end_too() -> None:
-    costs = Costs(3.0, {"a": ModuleCosts("a", (1,), (1, 2), (1.0, 2.0))})
-    path = LatencyPath(costs, {"a": np.array([0.5, 0.0])})
-    assert (path[-1], path[-len(path)]) == ({}, {"a": 1})
-    for outside in (len(path), -len(path) - 1):
-        with pytest.raises(IndexError):
-            path[outside]
+@st.composite
+def fuller(draw: st.DrawFn) -> tuple[Costs, Errors]:
+    """Five modules of four options, with times and losses of no pattern."""
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    modules, increases = {}, {}
+    for name in "abcde":
+        seconds = tuple(rng.uniform(0.1, 1, 4).tolist())
+        modules[name] = ModuleCosts(name, (1, 2, 3), (1, 2, 3, 4), seconds)
+        increases[name] = np.append(rng.uniform(0.01, 1, 3), 0)
+    return Costs(9.0, modules), increases
+
+
+@pytest.mark.parametrize("states", [10_000, 30])
+@given(problem=fuller())
+@settings(max_examples=15)
+def test_with_few_states_the_loss_is_within_a_span_a_module_of_the_best(
+    states: int, problem: tuple[Costs, Errors]
+) -> None:
+    costs, increases = problem
+    every = np.array(
+        [sums(costs, increases, each) for each in product(range(4), repeat=5)]
+    )
+    dense = sum(m.seconds[-1] for m in costs.modules.values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rivals, "STATES", states)
+        path = [options(costs, ranks) for ranks in latency(costs, increases)]
+    limits = np.linspace(every[:, 0].min(), dense, len(path))
+    spans = 5 * dense / states if states == 30 else 0.0
+    for chosen, limit in zip(path, limits, strict=True):
+        seconds, lost = sums(costs, increases, chosen)
+        assert seconds <= limit * (1 + 1e-8)
+        least = every[every[:, 0] <= limit - spans, 1].min(initial=np.inf)
+        assert lost <= least + 1e-9
+        if not spans:
+            assert lost == pytest.approx(
+                every[every[:, 0] <= limit * (1 + 1e-8), 1].min(), abs=1e-12
+            )
 
 
 def test_a_module_without_ranks_stays_dense_on_every_path() -> None:

@@ -1,0 +1,51 @@
+"""Where a model is, and what that place can do."""
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Return the device of a model's first tensor; None: it has none.
+
+    Inputs belong there: of a model spread over several devices, the first parameter
+    is that of the part that meets them.
+    """
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    return None if tensor is None else tensor.device
+
+
+def to_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Move a batch's tensors, nested ones too, to where the model is.
+
+    >>> batch = to_device({"x": torch.ones(2)}, nn.Linear(2, 2, device="meta"))
+    >>> batch["x"].device.type
+    'meta'
+    """
+    device = device_of(model)
+    if device is None:
+        return dict(batch)
+    # dict: of other mappings, such as a tokenizer's, tree_map sees no inside
+    moved = tree_map_only(Tensor, lambda tensor: tensor.to(device), dict(batch))
+    return dict(moved)
+
+
+def double(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, detached; on the CPU if its device has none (MPS)."""
+    detached = tensor.detach()
+    return (detached.cpu() if detached.device.type == "mps" else detached).double()
+
+
+def multiplies_bfloat16(device: torch.device | str = "cpu") -> bool:
+    """Whether a device multiplies bfloat16 faster than float32.
+
+    One without such instructions emulates them, at a hundredth of the speed.
+    """
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))

@@ -1,0 +1,235 @@
+"""The job of chapter 7 on a tiny encoder: parts, dev, rates, cases."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from drone.lab import encoders, glue, glue_job, loop
+from drone.lab.cases import read_cases, unpack
+from drone.lab.glue import Arm, Bench, settings_of
+from drone.lab.ladder import best_of
+from drone.lab.training import Recipe
+from tests.lab.test_methods import make_speeds
+
+METHODS = ("drone-latency", "svd-fraction", "first-layers")
+
+
+@pytest.fixture(autouse=True)
+def tiny_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random encoder of 6 thin layers with MiniLM's words."""
+    real = encoders.encoder("minilm")[1]
+
+    def encoder(name: str, source: str, num_labels: int, seed: int) -> Any:
+        torch.manual_seed(seed)
+        config = BertConfig(
+            vocab_size=len(real),
+            hidden_size=64,
+            num_hidden_layers=6,
+            num_attention_heads=2,
+            intermediate_size=128,
+            max_position_embeddings=128,
+            num_labels=num_labels,
+        )
+        return BertForSequenceClassification(config).eval(), real
+
+    monkeypatch.setattr(encoders, "encoder", encoder)
+    monkeypatch.setattr(loop, "bfloat16_gains", lambda: False)
+    monkeypatch.setattr(glue, "bfloat16_gains", lambda: False)
+
+
+def make_bench(store: Path, **changes: Any) -> Bench:
+    settings = settings_of(
+        "minilm",
+        "agreement",
+        0,
+        Recipe(epochs=1, batch_size=16, learning_rate=1e-3),
+        data_source="embedded",
+        rows=120,
+        dev_rows=30,
+        **changes,
+    )
+    model, _ = encoders.encoder("minilm", "embedded", 2, 0)
+    return Bench(
+        settings, make_speeds(model), store, store / "weights", torch.device("cpu")
+    )
+
+
+def results(store: Path) -> list[dict[str, Any]]:
+    jobs = ("dense", "ranks", "retrain")
+    return [case.result for job in jobs for case in read_cases(store, job)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Room for a run that several tests look at."""
+    return [tmp_path_factory.mktemp("store")]
+
+
+@pytest.fixture
+def store(finished: list[Path], capsys: pytest.CaptureFixture[str]) -> Path:
+    folder = finished[0]
+    glue_job.run(make_bench(folder), 1.5, METHODS, ("none", "paper", "0.5x1"))
+    return folder
+
+
+def test_a_finished_case_is_not_repeated(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(results(store)) == 1 + 3 + 9
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished case ran again")
+
+    monkeypatch.setattr(glue, "train", never)
+    monkeypatch.setattr(glue.Methods, "find", never)
+    capsys.readouterr()
+    glue_job.run(make_bench(store), 1.5, METHODS, ("none", "paper", "0.5x1"))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 13 and all("(found)" in line for line in said)
+
+
+def test_a_stopped_job_goes_on_where_it_was(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {p.name: p.read_text() for p in (store / "retrain").glob("*.json")}
+    again = tmp_path / "again"
+    shutil.copytree(store, again)
+    gone = sorted((again / "retrain").glob("*.json"))[4]
+    gone.unlink()
+    runs: list[str] = []
+    real = Bench._retrain
+
+    def counted(self: Bench, settings: Any, arm: Arm) -> Any:
+        runs.append(settings["method"])
+        return real(self, settings, arm)
+
+    monkeypatch.setattr(Bench, "_retrain", counted)
+    glue_job.run(make_bench(again), 1.5, METHODS, ("none", "paper", "0.5x1"))
+    assert len(runs) == 1
+    new = json.loads(gone.read_text())["result"]
+    assert new == json.loads(whole[gone.name])["result"]  # and to the same numbers
+
+
+def test_the_same_rates_are_offered_to_every_arm(store: Path) -> None:
+    trained = [c for c in read_cases(store, "retrain") if c.settings["arm"]["share"]]
+    assert len(trained) == 6
+    offered = {(*c.settings["rates"], *c.settings["first"]) for c in trained}
+    assert len(offered) == 1
+    for case in trained:
+        tried = {rate: loss for rate, loss in case.result["rates"]}
+        assert set(case.settings["first"]) <= set(tried)
+        losses = {rate: loss for rate, loss in tried.items() if loss is not None}
+        assert case.result["rate"] == best_of(losses)
+        ends = (min(case.settings["rates"]), max(case.settings["rates"]))
+        if case.result["rate"] not in ends:
+            assert min(tried) < case.result["rate"] < max(tried)
+
+
+def test_development_rows_do_nothing_but_report(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Bench._corpus.func
+
+    def turned(self: Bench) -> Any:
+        train, dev = real(self)
+        return train, glue.Rows(dev.inputs, dev.lengths, 1 - dev.labels)
+
+    corpus = glue.cached_property(turned)
+    corpus.__set_name__(Bench, "_corpus")
+    monkeypatch.setattr(Bench, "_corpus", corpus)
+    glue_job.run(make_bench(tmp_path), 1.5, METHODS, ("none", "paper", "0.5x1"))
+    was, now = results(store), results(tmp_path)
+    assert len(was) == len(now)
+    for a, b in zip(was, now, strict=True):
+        if "dev" in a:
+            assert a.pop("dev")["accuracy"] == pytest.approx(
+                100 - b.pop("dev")["accuracy"]
+            )
+        for clock in ("seconds",):
+            a.pop(clock, None), b.pop(clock, None)
+        assert a == b
+
+
+def test_calibration_rows_and_held_rows_are_never_fitted_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(tmp_path)
+    seen: list[torch.Tensor] = []
+    real = loop.train
+
+    def watched(model: Any, rows: Any, *rest: Any) -> None:
+        seen.append(rows.inputs["input_ids"])
+        real(model, rows, *rest)
+
+    monkeypatch.setattr(glue, "train", watched)
+    glue_job.run(bench, 1.5, ["first-layers"], ["paper", "0.5x1"])
+    ids = bench._corpus[0].inputs["input_ids"]
+    fitted = {tuple(row.tolist()) for rows in seen for row in rows}
+    parts = np.concatenate([bench.split.calibration, bench.split.held])
+    texts = {tuple(row.tolist()) for row in ids}
+    assert len(texts) == len(ids)  # no sentence is there twice
+    assert len(seen) > 2 and fitted == {tuple(ids[i].tolist()) for i in bench.split.fit}
+    assert not fitted & {tuple(ids[i].tolist()) for i in parts}
+    calibration = sum(len(batch["labels"]) for batch in bench.calibration)
+    assert calibration == len(bench.split.calibration) == 12
+
+
+def test_logits_are_kept_with_the_scores_they_give(store: Path) -> None:
+    bench = make_bench(store)
+    for result in results(store):
+        if "dev" in result:
+            logits = torch.tensor(unpack(result["dev_logits"]).astype(np.float32))
+            assert bench.scores(logits, bench._corpus[1].labels) == result["dev"]
+
+
+def test_missing_and_foreign_weights_are_told(store: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(store, again)
+    (file,) = (again / "weights").glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="SHA-256"):
+        _ = make_bench(again).model
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="delete the case"):
+        _ = make_bench(again).model
+
+
+def test_a_rate_may_be_taken_from_another_seed(store: Path) -> None:
+    bench = make_bench(store)
+    rate = bench.rate_of_seed(0, "svd-fraction", 1.5, "paper")
+    case = bench.retrain("svd-fraction", 1.5, "paper", rate)
+    assert case.settings["rates"] == [rate] and case.result["rate"] == rate
+    chosen = bench.retrain("svd-fraction", 1.5, "paper").result
+    assert case.result["dev_logits"] == chosen["dev_logits"]
+    with pytest.raises(ValueError, match="run that seed first"):
+        bench.rate_of_seed(7, "svd-fraction", 1.5, "paper")
+
+
+def test_amounts_of_retraining_have_names() -> None:
+    assert Arm.named("paper") == Arm(0.1, 1, False)
+    assert Arm.named("1x10") == Arm(1.0, 10, True)
+    for wrong in ("much", "2x1", "0.1x0", "0x3", "x"):
+        with pytest.raises(ValueError, match="no retraining"):
+            Arm.named(wrong)
+
+
+def test_the_command_refuses_what_it_does_not_know(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    usual = ["--encoder", "minilm", "--task", "mrpc", "--speeds", "x", "--store", "y"]
+    for more, message in [
+        (["--methods", "magic"], "no method 'magic'"),
+        (["--arms", "much"], "no retraining 'much'"),
+        (["--task", "qqp"], "no recipe"),
+    ]:
+        with pytest.raises(SystemExit):
+            glue_job.main([*usual, *more])
+        assert message in capsys.readouterr().err

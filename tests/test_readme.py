@@ -1,0 +1,87 @@
+"""README's examples for one's own model, run as they are written."""
+
+import csv
+import random
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    PreTrainedModel,
+)
+from typer.testing import CliRunner
+
+from drone.cli.app import app
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+WORDS = ["good", "bad", "a", "the", "film", "book"]
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with `my-model` and `rows.csv`, tiny stand-ins."""
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    made = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=32)
+    made.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    draw = random.Random(0)
+    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        for _ in range(80):
+            words = draw.choices(WORDS, k=draw.randint(2, 9))
+            table.writerow([" ".join(words), int("good" in words)])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def block(language: str, word: str) -> str:
+    """The block of README that has this word."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    (found,) = [each for each in blocks if word in each]
+    return str(found)
+
+
+def test_the_example_for_ones_own_model_and_rows(
+    there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names: dict[str, object] = {}
+    exec(block("python", "my-model"), names)
+    dense, again, small = (names[name] for name in ("model", "again", "small"))
+    assert isinstance(again, PreTrainedModel) and isinstance(small, PreTrainedModel)
+    saved = AutoModelForSequenceClassification.from_pretrained(there / "small").eval()
+    batch = names["batches"][0]
+    with torch.inference_mode():
+        found, expected, before = (m(**batch).logits for m in (again, saved, dense))
+    assert torch.equal(found, expected) and not torch.equal(found, before)
+    said = capsys.readouterr().out
+    assert "asked for a share of 0.5: 12 of 12 modules replaced" in said
+    assert "RankPlan by drone: loss ≤ 1.1 × the dense loss" in said
+    assert names["plan"].loss <= 1.1 * names["plan"].dense_loss
+
+
+def test_the_commands(there: Path) -> None:
+    lines = block("bash", "drone compress").splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        name, *arguments = shlex.split(line)
+        done = CliRunner().invoke(app, arguments)
+        assert name == "drone" and done.exit_code == 0, done.output
+    assert "Load it" in (there / "smaller" / "README.md").read_text(encoding="utf-8")
