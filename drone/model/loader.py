@@ -37,6 +37,7 @@ from drone.model.ranks import (
 )
 from drone.model.weight_files import Header, check_digests, check_inside, headers
 
+ALIGNED = 64  # bytes: where PyTorch lets the memory of a tensor begin
 # A tensor that several stored ones are made into has no shape before it is made.
 Stored = dict[str, Header | None]
 
@@ -65,12 +66,14 @@ class DroneLoader(HfQuantizer):
         check_digests(folder, files, described.sha256)
         found = headers(files)
         names = _names_in(model, described.ranks, _renamed(model, found))
+        dense = {name: model.get_submodule(name) for name in names}
+        made: dict[nn.Module, LowRank] = {}  # a module with two names is one again
         # Blocks first: they take over the other projections, by the same names.
-        for name in sorted(
-            names, key=lambda n: isinstance(module_named(model, n), nn.Linear)
-        ):
-            new = _skeleton(module_named(model, name), name, names[name])
-            model.set_submodule(name, new)
+        for name in sorted(names, key=lambda n: isinstance(dense[n], nn.Linear)):
+            old = model.get_submodule(name)
+            if old not in made:
+                made[old] = _skeleton(old, name, names[name])
+            model.set_submodule(name, made[old])
         untie_replaced(model)
         has = model.state_dict()
         ties = _ties_in(model, described.ties, has)
@@ -96,8 +99,14 @@ class DroneLoader(HfQuantizer):
             if isinstance(module, PreTrainedModel):
                 module.config._is_quantized = False
         for name, parameter in model.named_parameters():
-            if parameter.device.type != "meta" and not parameter.isfinite().all():
+            if parameter.device.type == "meta":  # it stays on the disk
+                continue
+            if not parameter.isfinite().all():
                 raise ValueError(f"{model.config.name_or_path}: {name} has NaN or Inf.")
+            # A file puts tensors where it likes. Products round otherwise there: from
+            # ordinary memory the outputs are bit-equal to those of the saved model.
+            if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED:
+                parameter.data = parameter.data.clone()
         remember_ranks(model)  # an encoder read alone has other names than the file
         return model
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
@@ -45,7 +46,15 @@ OWN = {"drone-lstm": "drone.lab.lstm_model"}
 # Fields with which a config points to other files, code or kernels than the folder's.
 FOREIGN = ("transformers_weights", "fusion_config", "base_model_name_or_path")
 # What a config with impossible numbers makes of a model's constructor.
-UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
+UNFIT = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 
 
 def save(model: PreTrainedModel, folder: Path | str) -> None:
@@ -141,8 +150,10 @@ def load(
                 output_loading_info=True,
             )
     except UNFIT as error:
+        if isinstance(error, ValueError) and str(folder) in str(error):
+            raise  # said by `DroneLoader`
         raise ValueError(
-            f"{folder}: config.json does not fit {kind.__name__}: {error}"
+            f"{folder}: config.json does not fit {kind.__name__}: {_short(error)}"
         ) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
@@ -170,11 +181,18 @@ def _config(
         return AutoConfig.from_pretrained(  # type: ignore[no-any-return]
             folder, local_files_only=True, trust_remote_code=False
         )
-    except (ValueError, *UNFIT) as error:
+    except UNFIT as error:
         raise ValueError(
-            f"{folder}: config.json is not one that transformers knows ({error}). The "
-            "folder's own code is never run: give the class, load(folder, cls=MyModel)."
+            f"{folder}: config.json is not one that transformers knows "
+            f"({_short(error)}). The folder's own code is never run: give the class, "
+            "load(folder, cls=MyModel)."
         ) from error
+
+
+def _short(error: Exception) -> str:
+    """Return the first sentence of an error, at most two lines long."""
+    words = " ".join(str(error).split()).partition(". ")[0]
+    return words[:160].removesuffix(".")
 
 
 def _class_named(
