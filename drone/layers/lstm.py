@@ -96,8 +96,7 @@ class LSTMLayer(nn.Module):
         """Whether plain steps are faster than PyTorch's kernel for CPUs here."""
         if x.device.type != "cpu":
             return False
-        half = torch.is_autocast_enabled(x.device.type)
-        trained_in_half = half and torch.is_grad_enabled()
+        trained_in_half = _autocast("cpu") and torch.is_grad_enabled()
         few = x.shape[1] < KERNEL_FROM
         return few or (trained_in_half and self.hidden >= STEPS_FROM)
 
@@ -130,9 +129,7 @@ def _kernel(
     h, c = state
     weights = [weight, recurrent.weight, bias, torch.zeros_like(bias)]
     kind = x.device.type
-    uncast = torch.is_autocast_enabled(kind) and not _kernel_has_autocast_dtype(
-        x.device
-    )
+    uncast = _autocast(kind) and not _kernel_has_autocast_dtype(x.device)
     if uncast:  # one dtype for all: that of the weights
         x, h, c = (each.to(weight.dtype) for each in (x, h, c))
     if kind == "cuda":
@@ -150,6 +147,12 @@ def _kernel(
             batch_first=True,
         )
     return output, (h[0], c[0])
+
+
+def _autocast(kind: str) -> bool:
+    """Whether autocast is on for a type of device; some, such as meta, have none."""
+    known = torch.amp.is_autocast_available(kind)
+    return known and torch.is_autocast_enabled(kind)
 
 
 def _kernel_has_autocast_dtype(device: torch.device) -> bool:
@@ -179,7 +182,7 @@ def _steps(
 ) -> tuple[Tensor, State]:
     """Make the steps, given W_ih x + b of all of them: (batch, steps, 4·hidden)."""
     factors = _factors(recurrent)
-    if torch.is_autocast_enabled(gates.device.type):
+    if _autocast(gates.device.type):
         factors = [each.to(gates.dtype) for each in factors]
     if torch.is_grad_enabled():
         output, h, c = _Steps.apply(gates, *state, *factors)

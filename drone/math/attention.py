@@ -125,7 +125,7 @@ def factorize_attention(
 def extended_moment(moment: SecondMoment) -> Tensor:
     """C̃ = Σ x̃ x̃ᵀ with x̃ = (x, 1), (dim + 1, dim + 1) float64, where the sums are."""
     total = moment.total[:, None]
-    count = total.new_tensor([[moment.count]])
+    count = total.new_full((1, 1), moment.count)
     above = torch.cat([moment.matrix, total], dim=1)
     return torch.cat([above, torch.cat([total.T, count], dim=1)])
 
