@@ -648,9 +648,9 @@ What the columns say:
 - **best**: the data-aware error on its own calibration data is never above that of SVD.
 - **in order**: how `compress(sequential=True)` runs. *Layer by layer* keeps the hidden
   states and costs about two forward passes. *Whole passes* runs the whole model for
-  each group of modules: slower, and right where something happens between the layers, where
-  layers get different arguments, or where there are two towers. The walk proves on the
-  first batch which of the two is right.
+  each group of modules: slower, and right where something happens between the layers,
+  where layers get different arguments, or where there are two towers. The walk proves
+  on the first batch which of the two is right.
 - **search**: `search_ranks` runs, with the paper's method and with a share of the
   parameters.
 - **saved**: after `save` and `load` the outputs are equal to the last bit.
@@ -664,8 +664,9 @@ TAIL = """## What to know
   leaves the other the dense weight: the model grows. `BrokenTieWarning` says so, and
   `report` counts it.
 - `nn.TransformerEncoder` and `nn.MultiheadAttention` multiply with the weight of a
-  layer and do not call it. A thin layer there is right and smaller, but not faster; `report`
-  says so. The inputs of `out_proj` cannot be seen, so only plain SVD can replace it.
+  layer and do not call it. A thin layer there is right and smaller, but not faster;
+  `report` says so. The inputs of `out_proj` cannot be seen, so only plain SVD can
+  replace it.
 - An adapter (LoRA), a hook, a parametrization (`weight_norm`) and a subclass of
   `nn.Linear` with a forward of its own would be lost. Such a module is refused by its
   name. Merge the adapter first: `model = model.merge_and_unload()`.
