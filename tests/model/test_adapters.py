@@ -142,8 +142,8 @@ def test_outermost_lists_of_blocks_count_and_heads_do_not() -> None:
 
 
 def test_a_sequential_of_blocks_counts_where_there_is_no_list() -> None:
-    blocks = nn.Sequential(Block(), Block())
-    model = nn.ModuleDict({"blocks": blocks, "head": nn.Linear(4, 2)})
+    model = Block()
+    model.blocks = nn.Sequential(Block(), Block())
     assert list(encoder_layers(model)) == ["blocks.0", "blocks.1"]
     assert list(encoder_layers(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))) == ["0", "1"]
 
