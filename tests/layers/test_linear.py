@@ -3,9 +3,15 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from drone import LowRankLinear, SecondMoment, factorize
-from drone.layers.linear import linear_multiply_adds, parameters
+from drone.layers.linear import (
+    as_linear,
+    is_linear,
+    linear_multiply_adds,
+    parameters,
+)
 
 
 def storages(*tensors: Tensor) -> set[int]:
@@ -194,3 +200,31 @@ def test_the_input_is_named_as_that_of_a_dense_layer() -> None:
     dense = nn.Linear(5, 7)
     thin = LowRankLinear.from_linear(dense, 5)
     torch.testing.assert_close(thin(input=x), dense(input=x), rtol=0, atol=1e-5)
+
+
+# --- in the place of a Linear whose weight is read ---------------------------------
+
+
+def test_the_weight_is_the_product_with_gradients_and_cannot_be_set() -> None:
+    thin = LowRankLinear.from_linear(nn.Linear(5, 7), 3)
+    assert torch.equal(thin.weight, thin.left @ thin.right)
+    thin.weight.sum().backward()
+    assert thin.left.grad is not None and thin.right.grad is not None
+    for value in (torch.ones(7, 5), nn.Parameter(torch.ones(7, 5)), None):
+        with pytest.raises(AttributeError, match="set left and right"):
+            thin.weight = value
+    assert "weight" not in thin.state_dict()
+
+
+def test_a_conv1d_is_a_transposed_linear_that_shares_its_tensors() -> None:
+    conv = Conv1D(7, 5)
+    linear, x = as_linear(conv), torch.randn(2, 3, 5)
+    assert is_linear(conv) and (linear.out_features, linear.in_features) == (7, 5)
+    torch.testing.assert_close(linear(x), conv(x))
+    assert linear.weight.data_ptr() == conv.weight.data_ptr()
+    assert linear_multiply_adds(conv) == 35
+    thin = LowRankLinear.from_linear(conv, 5)
+    torch.testing.assert_close(thin(x), conv(x), rtol=0, atol=1e-5)
+    assert not storages(*conv.parameters()) & storages(*thin.parameters())
+    with pytest.raises(TypeError, match="ReLU; Linear or Conv1D"):
+        as_linear(nn.ReLU())

@@ -475,16 +475,19 @@ def pads_matter(model: nn.Module, rows: list[Batch], batch: Batch) -> bool:
 def check_masks(
     family: Family, model: nn.Module, rows: list[Batch], moments: Any, hand: Any
 ) -> str:
-    by_row = family.kind == "encoder" and family.collate is padded
-    if by_row and pads_matter(model, rows, family.collate(rows)):
-        return PADS_MATTER
+    said = "yes"
     for name, (count, matrix) in hand.items():
-        if moments[name].count != count:
-            return f"{name}: {moments[name].count} vectors counted, {count} are real"
         distance = (moments[name].matrix - matrix).norm() / matrix.norm()
-        if distance > 1e-3:
-            return f"{name}: its moment is {distance:.0%} off"
-    return "yes"
+        if moments[name].count != count:
+            said = f"{name}: {moments[name].count} vectors counted, {count} are real"
+        elif distance > 1e-3:
+            said = f"{name}: its moment is {distance:.0%} off"
+        if said != "yes":
+            break
+    # Where a row alone gives something else, no mask could bring its inputs back.
+    if said != "yes" and pads_matter(model, rows, family.collate(rows)):
+        return PADS_MATTER
+    return said
 
 
 def check_full(family: Family, model: nn.Module, batch: Batch, moments: Any) -> str:
@@ -648,9 +651,9 @@ What the columns say:
 - **best**: the data-aware error on its own calibration data is never above that of SVD.
 - **in order**: how `compress(sequential=True)` runs. *Layer by layer* keeps the hidden
   states and costs about two forward passes. *Whole passes* runs the whole model for
-  each group of modules: slower, and right where something happens between the layers, where
-  layers get different arguments, or where there are two towers. The walk proves on the
-  first batch which of the two is right.
+  each group of modules: slower, and right where something happens between the layers,
+  where layers get different arguments, or where there are two towers. The walk proves
+  on the first batch which of the two is right.
 - **search**: `search_ranks` runs, with the paper's method and with a share of the
   parameters.
 - **saved**: after `save` and `load` the outputs are equal to the last bit.
@@ -664,8 +667,9 @@ TAIL = """## What to know
   leaves the other the dense weight: the model grows. `BrokenTieWarning` says so, and
   `report` counts it.
 - `nn.TransformerEncoder` and `nn.MultiheadAttention` multiply with the weight of a
-  layer and do not call it. A thin layer there is right and smaller, but not faster; `report`
-  says so. The inputs of `out_proj` cannot be seen, so only plain SVD can replace it.
+  layer and do not call it. A thin layer there is right and smaller, but not faster;
+  `report` says so. The inputs of `out_proj` cannot be seen, so only plain SVD can
+  replace it.
 - An adapter (LoRA), a hook, a parametrization (`weight_norm`) and a subclass of
   `nn.Linear` with a forward of its own would be lost. Such a module is refused by its
   name. Merge the adapter first: `model = model.merge_and_unload()`.
@@ -692,7 +696,12 @@ def page(found: list[Outcome]) -> str:
         told = {getattr(each, c): None for c in CHECKS if not _good(getattr(each, c))}
         if told:
             said = "; ".join(text.removeprefix("error: ") for text in told)
-            lines += [f"{each.name}", f": {said}", f"  {REMEDIES[each.name]}", ""]
+            lines += [
+                f"{each.name}",
+                f": {said}",
+                f"  {REMEDIES.get(each.name, '')}",
+                "",
+            ]
     return "\n".join([*lines, TAIL])
 
 

@@ -2,16 +2,21 @@
 
 import copy
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from drone import (
     AboveBreakEvenWarning,
+    BrokenTieWarning,
+    FewTokensWarning,
     LowRankLinear,
     LowRankSelfAttention,
     NothingReplacedWarning,
@@ -23,7 +28,9 @@ from drone import (
     factorize,
     factorize_attention,
     factorize_modules,
+    load,
     report,
+    save,
 )
 from drone.layers.attention import ATTENTION
 
@@ -197,7 +204,7 @@ def test_a_model_without_linear_layers_has_no_report() -> None:
         report(nn.Sequential(nn.ReLU()))
 
 
-# --- with moments, and attention blocks ------------------------------------------
+# --- with moments, and attention blocks -------------------------------------------
 
 
 @pytest.fixture
@@ -603,3 +610,193 @@ def test_a_model_in_half_precision_stays_one_and_is_near_at_high_ranks(
         found, expected = small(**batches[0]).logits, exact(**batches[0]).logits
     assert found.isfinite().all()
     assert (found - expected).norm() < 0.2 * expected.norm()
+
+
+# --- what stands in several places, what shares a weight --------------------------
+
+
+class Two(nn.Module):
+    """One Linear by two names, and a table whose weight is a decoder's too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(40, 16)
+        self.a = self.b = nn.Linear(16, 16)
+        self.decoder = nn.Linear(16, 40)
+        self.decoder.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.decoder(self.b(torch.relu(self.a(self.table(ids)))))
+
+
+def size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("ranks", [{"a": 3}, {"b": 3}, {"a": 3, "b": 3}])
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_module_with_two_names_is_replaced_under_both(
+    ranks: dict[str, int], sequential: bool
+) -> None:
+    model, ids = Two().eval(), torch.randint(40, (5, 6))
+    batches = [{"ids": ids}]
+    if sequential:
+        small = compress(model, ranks, batches=batches, sequential=True)
+    else:
+        small = compress(model, ranks, calibrate(model, batches, list(ranks)))
+    assert isinstance(small.a, LowRankLinear) and small.b is small.a
+    assert size(small) == size(model) - 16 * 16 + 3 * 32
+    table = report(small)
+    assert table.totals == {"parameters": size(small), "parameters_dense": size(model)}
+    assert table.loc["a", "note"] == "replaced; also b" and "b" not in table.index
+    # Its inputs are those of both calls.
+    moment = SecondMoment(16)
+    with torch.no_grad():
+        first = model.table(ids)
+        moment.update(first)
+        moment.update(torch.relu(model.a(first)))
+    left, right = factorize(model.a.weight, moment).truncate(3)
+    torch.testing.assert_close(small.a.weight, left @ right, rtol=1e-4, atol=1e-5)
+
+
+def test_two_ranks_for_one_module_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="a and b are one module, and have ranks 3 and 4"
+    ):
+        compress(Two(), {"a": 3, "b": 4})
+
+
+def test_a_broken_tie_is_warned_of_and_counted() -> None:
+    model = Two()
+    with pytest.warns(BrokenTieWarning, match=r"decoder \(with table\)") as caught:
+        small = compress(model, {"decoder": 4})
+    assert [w.filename for w in caught] == [__file__]
+    table = report(small)
+    assert size(small) == size(model) + 4 * (16 + 40)
+    assert table.totals == {"parameters": size(small), "parameters_dense": size(model)}
+    note = table.loc["decoder", "note"]
+    assert note == "replaced; table keeps the dense weight: the model grows"
+    assert "decoder: replaced; table keeps" in str(table)
+
+
+def test_the_tie_of_a_hugging_face_decoder_is_known_after_loading(
+    tmp_path: Path,
+) -> None:
+    config = BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16,
+    )  # fmt: skip
+    model = BertForMaskedLM(config).eval()
+    with pytest.warns(BrokenTieWarning, match=r"word_embeddings"):
+        small = compress(model, {"cls.predictions.decoder": 4})
+    save(small, tmp_path / "small")
+    for each in (small, load(tmp_path / "small")):
+        table = report(each)
+        assert table.totals == {
+            "parameters": size(small),
+            "parameters_dense": size(model),
+        }
+        assert "the model grows" in table.loc["cls.predictions.decoder", "note"]
+
+
+def test_two_tied_linears_both_replaced_count_as_one_before() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].weight = model[0].weight
+    with pytest.warns(BrokenTieWarning, match=r"1 \(with 0\)"):
+        small = compress(model, {"0": 2, "1": 2})
+    totals = report(small).totals
+    assert totals == {"parameters": size(small), "parameters_dense": size(model)}
+
+
+# --- kinds of modules -------------------------------------------------------------
+
+
+def test_a_conv1d_becomes_a_low_rank_linear() -> None:
+    conv = Conv1D(6, 9)  # six outputs, nine inputs: its weight is (9, 6)
+    nn.init.normal_(conv.bias)
+    model, x = nn.Sequential(conv), torch.randn(4, 3, 9)
+    full = compress(model, {"0": 6})
+    torch.testing.assert_close(full(x), model(x), rtol=0, atol=1e-5)
+    moments = calibrate(model, [{"input": x}], ["0"])
+    small = compress(model, {"0": 2}, moments)
+    assert (small[0].left.shape, small[0].right.shape) == ((6, 2), (2, 9))
+    left, right = factorize(conv.weight.T, moments["0"]).truncate(2)
+    assert torch.equal(small[0].left, left) and torch.equal(small[0].right, right)
+    assert report(small).loc["0", ["out", "in", "rank"]].to_list() == [6, 9, 2]
+    assert report(model).loc["0", ["out", "in", "parameters"]].to_list() == [6, 9, 60]
+    with pytest.raises(ValueError, match="1 to 6"):
+        compress(model, {"0": 7})
+
+
+@pytest.mark.parametrize("pads", [False, True])
+def test_torchs_own_transformer_reads_the_weight(pads: bool) -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    x, mask = torch.randn(3, 5, 16), torch.zeros(3, 5, dtype=torch.bool)
+    mask[1:, 3:] = pads
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    full = compress(model, {n: 16 for n in names})
+    small = compress(model, {n: 3 for n in names})
+    slow = copy.deepcopy(small).requires_grad_(True)
+    with torch.no_grad():  # its fused kernel, which calls no module inside
+        found, dense = (m(x, src_key_padding_mask=mask)[~mask] for m in (full, model))
+        torch.testing.assert_close(found, dense, rtol=0, atol=1e-4)
+        fast = small(x, src_key_padding_mask=mask)[~mask]
+    called = slow(x, src_key_padding_mask=mask)[~mask]
+    torch.testing.assert_close(fast, called, rtol=0, atol=1e-4)
+    notes = report(small)["note"]
+    assert all("reads its weight: smaller, not faster" in note for note in notes)
+
+
+def test_few_tokens_are_warned_of_once_with_the_worst() -> None:
+    model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 80), nn.Linear(80, 40))
+    batches, ranks = [{"input": torch.randn(9, 40)}], {"0": 2, "1": 2, "2": 2}
+    moments = calibrate(model, batches, list(ranks))
+    for more in ({"moments": moments}, {"batches": batches, "sequential": True}):
+        with pytest.warns(FewTokensWarning, match="3 of 3 modules: 2 has 80") as caught:
+            compress(model, ranks, **more)
+        assert [w.filename for w in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FewTokensWarning)
+        compress(model, ranks, calibrate(model, batches * 3, list(ranks)))
+
+
+# --- wrappers ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", ["DataParallel", "compiled", "Sequential"])
+def test_a_wrapped_model_is_compressed_and_its_inner_one_saved(
+    tiny_bert: PreTrainedModel, padded_batch: Batch, wrap: str, tmp_path: Path
+) -> None:
+    wrapped: nn.Module = {
+        "DataParallel": nn.DataParallel,
+        "compiled": lambda m: torch.compile(m, backend="eager"),
+        "Sequential": lambda m: nn.Sequential(OrderedDict(model=m)),
+    }[wrap](tiny_bert)
+    names = list(encoder_linears(wrapped))
+    assert len(names) == 12
+    small = compress(wrapped, dict.fromkeys(names, 5))
+    (inner,) = [m for m in small.modules() if isinstance(m, type(tiny_bert))]
+    inner.save_pretrained(tmp_path / "small")
+    again = type(tiny_bert).from_pretrained(tmp_path / "small")
+    with torch.no_grad():
+        found, expected = again(**padded_batch).logits, inner(**padded_batch).logits
+    assert torch.equal(found, expected)
+
+
+# --- the printed report -----------------------------------------------------------
+
+
+def test_a_printed_report_has_80_columns_few_rows_and_totals(
+    family: PreTrainedModel,
+) -> None:
+    small = compress(family, dict.fromkeys(encoder_linears(family), 4))
+    text = str(report(small))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) < 20
+    assert lines[-1] == (
+        f"12 of {len(report(small))} layers replaced; whole model: {size(family):,} → "
+        f"{size(small):,} parameters, {100 * size(small) / size(family):.1f} %"
+    )
+    assert "more rows" in text and "…" in text and " 4 " in lines[1]
+    assert lines[-1] in report(small)._repr_html_()

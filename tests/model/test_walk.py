@@ -7,7 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from drone import LowRankLinear, attention_blocks, calibrate, compress, encoder_linears
 from drone.layers.attention import ATTENTION
@@ -369,34 +375,6 @@ def test_a_model_without_layers_is_walked_whole() -> None:
     assert "has no list of layers" in walk.why_whole and list(walk.layers) == [""]
 
 
-# --- what lies between the layers ------------------------------------------------
-
-
-class Between(nn.Module):
-    """Four layers; between two of them something may happen, or arguments differ."""
-
-    def __init__(self, trick: str) -> None:
-        super().__init__()
-        self.trick = trick
-        self.layers = nn.ModuleList(nn.ModuleList([nn.Linear(8, 8)]) for _ in range(4))
-        for layer in self.layers:
-            layer.forward = lambda x, scale=1.0, layer=layer: (
-                x + torch.tanh(layer[0](x) * scale)
-            )
-
-    def forward(self, x: Tensor, labels: Tensor) -> SimpleNamespace:
-        for number, layer in enumerate(self.layers):
-            if self.trick == "twice" and number == 2:
-                x = layer(x)
-            scale = {"scale": 1.0 + number} if self.trick == "arguments" else {}
-            x = layer(x, **scale)
-            if self.trick == "between" and number == 1:
-                x = x * 1.5
-        if self.trick == "counts":
-            x = x * len(self.layers)
-        return {"loss": nn.functional.cross_entropy(x, labels), "logits": x}
-
-
 def test_batches_without_labels_have_no_loss(
     family: PreTrainedModel, batches: list[Batch]
 ) -> None:
@@ -430,3 +408,115 @@ def test_each_label_counts_alike_and_those_left_out_do_not() -> None:
         {"value": 5.0, "labels": torch.tensor([0, -100])},
     ]
     assert mean_loss(Given(), batches) == (3 * 1 + 1 * 5) / 4
+
+
+# --- what lies between the layers ------------------------------------------------
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return x + torch.tanh(self.part(x) * scale)
+
+
+class Between(nn.Module):
+    """Four layers, and what a walk through them alone would leave out."""
+
+    def __init__(self, trick: str) -> None:
+        super().__init__()
+        self.trick, self.layers = trick, nn.ModuleList(Layer() for _ in range(4))
+        if trick == "shared":
+            self.layers[3].part = self.layers[0].part
+        if trick == "towers":
+            self.more = nn.ModuleList([Layer()])
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        for number, layer in enumerate(self.layers):
+            arguments = {"scale": 1.0 + number} if self.trick == "arguments" else {}
+            x = layer(x, **arguments)
+            if self.trick == "twice" and number == 2:
+                x = layer(x)
+            if self.trick == "between" and number == 1:
+                x = x * 1.5
+            if self.trick == "first" and layer is self.layers[0]:
+                x = x + 1
+        if self.trick == "counts":
+            x = x * len(self.layers)
+        if self.trick == "indexed":
+            x = x + self.layers[2].part.bias
+        if self.trick == "towers":
+            x = self.more[0](x)
+        return {"loss": nn.functional.cross_entropy(x, labels), "logits": x}
+
+
+TRICKS = {
+    "": "",
+    "arguments": "layers.1 gets other arguments than layers.0",
+    "twice": "not run once each, in order",
+    "between": "something happens to the hidden states in front of layers.2",
+    "first": "something happens to the hidden states in front of layers.1",
+    "counts": "does not lead to what it returns",
+    "indexed": "does not run without the layers below: IndexError",
+    "shared": "is used as layers",
+    "towers": "stand in 2 lists",
+}
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_a_walk_that_would_be_wrong_is_made_by_whole_passes(trick: str) -> None:
+    model = Between(trick).eval()
+    batches = [
+        {"x": 2 * torch.randn(9, 8), "labels": torch.randint(8, (9,))} for _ in range(2)
+    ]
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    ranks = dict.fromkeys(names, 3)
+    with frozen(model):
+        walk = Walk(model, batches, names)
+        assert TRICKS[trick] in walk.why_whole and bool(walk.why_whole) is bool(trick)
+        assert hooks(model) == 0 and len(model.layers) == 4
+        assert walk.loss() == pytest.approx(mean_loss(model, batches), rel=1e-6)
+    found = compress(model, ranks, batches=batches, sequential=True)
+    expected = model
+    for name in names:  # Algorithm 1 as it is told
+        moments = calibrate(expected, batches, [name])
+        expected = compress(expected, {name: 3}, moments)
+    for name in names:
+        a, b = (m.get_submodule(name).weight for m in (found, expected))
+        assert (a - b).norm() <= 1e-5 * b.norm(), name
+
+
+def test_a_module_that_is_never_reached_is_an_error_in_order_too() -> None:
+    model = Between("").eval()
+    model.layers[1].spare = nn.Linear(8, 8)
+    batch = {"x": torch.randn(9, 8), "labels": torch.zeros(9, dtype=torch.long)}
+    ranks = {"layers.1.part": 2, "layers.1.spare": 2}
+    with pytest.raises(ValueError, match=r"never reached .*: layers\.1\.spare; leave"):
+        compress(model, ranks, batches=[batch], sequential=True)
+    assert hooks(model) == 0
+
+
+def test_layers_can_be_named_and_no_cache_is_filled() -> None:
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=16,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).eval()
+    ids = torch.randint(1, 50, (2, 7))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    with frozen(model):
+        walk = Walk(model, [batch], encoder_linears(model), layers="model.layers")
+        expected = mean_loss(model, [batch])
+        for _ in walk.layers:
+            walk.moments(walk.groups()[0])
+            assert walk.loss() == pytest.approx(expected, rel=1e-6)
+            walk.advance()
+        assert walk.why_whole == "" and config.use_cache is True
+        with pytest.raises(ValueError, match=r"no module 'model\.layer'"):
+            Walk(model, [batch], [], layers="model.layer")
