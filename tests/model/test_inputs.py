@@ -104,10 +104,10 @@ def test_prepared_batches_are_not_made_again(
         ({"a": SecondMoment(2)}, "these are moments, not batches"),
         (torch.ones(2, 3), "a Tensor.*one batch or several"),
         ((torch.ones(2, 3), torch.ones(2)), "a tuple of 2.*one batch or several"),
-        ([{"x": torch.ones(1, 3)}, "text"], "batch 1 is the str 'text'"),
+        ([{"input": torch.ones(1, 3)}, "text"], "batch 1 is the str 'text'"),
         ([(torch.ones(2, 3),) * 3], "batch 0 is a tuple of 3"),
         ([{}], "batch 0 is empty"),
-        ([{"x": torch.ones(1, 3)}, {"x": ["a", "b"]}], "batch 1: 'x' is text"),
+        ([{"input": torch.ones(1, 3)}, {"x": ["a", "b"]}], "batch 1: 'x' is text"),
         ([{"x": [[1.0], [1.0, 2.0]]}], "batch 0: 'x' is no array.*padded first"),
     ],
 )
@@ -155,7 +155,7 @@ class Turns(nn.Module):
         inputs = {0: x}
         for name, more in next(self.plans):
             inputs.setdefault(more, x + more)
-            x = self.get_submodule(name)(inputs[more])
+            self.get_submodule(name)(inputs[more])
         return x
 
 
@@ -247,11 +247,12 @@ def test_the_random_state_is_the_callers() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x + torch.rand(()))
 
+    model = nn.Sequential(Draws(3, 2))
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    calibrate(nn.Sequential(Draws(3, 2)), [torch.ones(5, 3)], ["0"])
-    with frozen(nn.Linear(1, 1)):
+    calibrate(model, [torch.ones(5, 3)], ["0"])
+    with frozen(model):
         torch.rand(9)
     assert torch.equal(torch.rand(3), expected)
 
