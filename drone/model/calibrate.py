@@ -107,8 +107,8 @@ def calibrate(
         for number, batch in enumerate(progress.bar(stream, desc="calibrate")):
             if mask is None:
                 mask_of(batch, number)
-            warned = warned or warn_of_left_pads(model, batch, number)
             streams.start(number, batch)
+            warned = warned or warn_of_left_pads(model, batch, number)
             if mask is None and streams.in_doubt():
                 learning = True
                 probe(model, batch, number, streams)

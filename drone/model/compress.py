@@ -20,6 +20,7 @@ from drone.math.factorize import Factorization, break_even_rank, check_rank, fac
 from drone.math.moments import SecondMoment
 from drone.model.adapters import module_named, swap, why_not
 from drone.model.calibrate import frozen
+from drone.model.inputs import check_moments
 from drone.model.storage import remember_ranks
 from drone.model.walk import Walk, input_name
 
@@ -116,6 +117,7 @@ def compress(
     >>> small[0]
     LowRankLinear(in_features=8, rank=2, out_features=8, bias=True)
     """
+    check_moments(moments)
     for name, rank in ranks.items():
         check_module(model, ranks, name, rank)
     ranks = _one_name_each(model, ranks)
@@ -246,6 +248,8 @@ def factorize_module(
 ) -> Factorization | AttentionFactorization:
     """Decompose a Linear, or the query-key product of a block; name it in errors."""
     source = input_name(module, name)
+    if moments is not None and source not in moments and name in moments:
+        source = name  # calibrated by the block's own name: the same inputs
     if moments is not None and source not in moments:
         raise ValueError(f"{name}: there is no moment for {source}; calibrate it too.")
     moment = None if moments is None else moments[source]

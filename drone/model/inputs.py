@@ -139,6 +139,12 @@ def _one(
     first = names[0] if names else "input"
     if isinstance(batch, tuple | list) and len(batch) == 2:
         inputs, labels = batch
+        if names[1:2] == ["attention_mask"] and _is_mask(inputs, labels):
+            raise ValueError(
+                f"{where} is a pair whose second part looks like a mask; a pair is "
+                "read as (inputs, labels). Give a dict: {'input_ids': ..., "
+                "'attention_mask': ...}."
+            )
         inputs = inputs if isinstance(inputs, Mapping) else {first: inputs}
         batch = {**inputs, "labels": labels}
     elif _is_array(batch):
@@ -195,6 +201,16 @@ def _value(key: Any, value: Any, where: str, device: torch.device | None) -> Any
     if isinstance(value, Tensor) and device is not None:
         return value.to(device)
     return value
+
+
+def _is_mask(inputs: Any, other: Any) -> bool:
+    """Whether two tensors are token ids and 0 or 1 for each."""
+    both = isinstance(inputs, Tensor) and isinstance(other, Tensor)
+    return (
+        both
+        and inputs.shape == other.shape
+        and bool(((other == 0) | (other == 1)).all())
+    )
 
 
 def _is_array(value: Any) -> bool:

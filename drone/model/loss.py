@@ -1,5 +1,6 @@
 """The loss of a model over batches: what a search may let grow."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -109,10 +110,18 @@ def _weight(model: nn.Module, given: Mapping[str, Any], named: list[str]) -> int
 
 
 def _shifts(model: nn.Module) -> bool:
-    """Whether the model is a causal language model that shifts its labels itself."""
-    config = getattr(model, "config", None)
-    shifting = getattr(model, "loss_type", None) == "ForCausalLM"
-    return shifting and not getattr(config, "is_encoder_decoder", False)
+    """Whether the model is a causal language model that shifts its labels itself.
+
+    So does transformers' own loss of such models; XLNet, say, has another.
+    """
+    if not hasattr(model, "loss_type") or not hasattr(model, "can_generate"):
+        return False
+    config: Any = model.config
+    code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
+    own_loss = code is None or "loss_function" not in code.co_names
+    if own_loss or getattr(config, "is_encoder_decoder", False):
+        return False
+    return model.loss_type in (None, "ForCausalLM") and bool(model.can_generate())
 
 
 def mean_loss(

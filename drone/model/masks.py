@@ -294,14 +294,16 @@ class Streams:
             return self._unfitted(name, shape, mask)
         rows, length = mask.shape
         for helper in stream.helpers:
-            if len(shape) < 2 or rows not in shape[:2] or length in shape[:2]:
+            if len(shape) < 2 or rows not in shape[:2]:
                 continue
-            if any(hasattr(helper, each) for each in LENGTHEN):
-                mask = nn.functional.pad(mask, (0, max(shape[:2]) - length))
+            other = shape[1] if shape[0] == rows else shape[0]
+            lengthens = any(hasattr(helper, each) for each in LENGTHEN)
+            if lengthens and other > length:
+                mask = nn.functional.pad(mask, (0, other - length))
                 stream = replace(stream, padded=True)
             shorten: Any = getattr(helper, SHORTEN, None)
-            if shape[1] < length and shorten is not None:
-                mask = shorten(shape[1], mask).bool()
+            if shorten is not None and other < length:
+                mask = shorten(other, mask).bool()
             rows, length = mask.shape
         layout = self._layout(name, call, shape, mask, stream.padded)
         if layout == "one a row":

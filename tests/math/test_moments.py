@@ -550,7 +550,7 @@ def test_nan_names_the_module_and_the_batch(
     )
     name = "bert.encoder.layer.1.attention.self.query"
     with pytest.raises(ValueError, match=f"{name}, batch 1: .*NaN or Inf"):
-        calibrate(tiny_bert, batches)
+        calibrate(tiny_bert, batches, [name])
 
 
 def test_text_without_a_mask_is_refused(
@@ -578,10 +578,14 @@ def test_a_mask_that_does_not_fit_the_inputs_names_the_module_and_the_batch() ->
         calibrate(Masked(), [good, bad], ["a", "b"])
 
 
-def test_a_module_whose_first_argument_is_no_tensor_is_refused() -> None:
+def test_an_input_given_by_name_is_seen_and_what_is_no_tensor_refused() -> None:
     class ByName(Two):
         def forward(self, x: Tensor) -> Tensor:
             return self.a(input=x)
 
-    with pytest.raises(ValueError, match="a: its first argument is no tensor"):
-        calibrate(ByName(), [{"x": torch.ones(1, 3)}], ["a"])
+    x = torch.randn(4, 3)
+    assert_sums(calibrate(ByName(), [{"x": x}], ["a"])["a"], x)
+    model = nn.Sequential(ByName())
+    model[0].forward = lambda x: x["a"]  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="0: its first argument is no tensor"):
+        calibrate(model, [{"input": {"a": x}}], ["0"])
