@@ -77,7 +77,11 @@ def test_choices_are_those_of_the_library() -> None:
         ("01", {"data_source": "web"}, "one of embedded, local, hub"),
         ("09", {"compiled": "false"}, "write true or false without quotes"),
         ("09", {"profile_at": [[8, 0]]}, r"profile_at\[0\]\[1\] is 0; at least 1"),
-        ("03", {"tasks": {"mrpc": {"epoch": 3}}}, "mrpc has no setting epoch; is epochs"),
+        (
+            "03",
+            {"tasks": {"mrpc": {"epoch": 3}}},
+            "mrpc has no setting epoch; is epochs",
+        ),
         ("03", {"tasks": {"mrpc": 3}}, "a dict of settings is needed"),
         ("05", {"studies": {"x": {"again": {"epochs": 0}}}}, "x.again.epochs is 0"),
         ("06", {"studies": {"x": {"dropout": 1.0}}}, "x.dropout is 1.0; below 1"),
