@@ -64,7 +64,15 @@ def buffer(model: nn.Module) -> None:
 
 
 def activation(model: nn.Module) -> None:
-    model.bert.encoder.layer[0].intermediate.intermediate_act_fn = torch.tanh
+    model.bert.encoder.layer[0].intermediate.intermediate_act_fn = nn.Tanh()
+
+
+def function(model: nn.Module) -> None:
+    model.bert.encoder.activation = torch.tanh  # no module: known by its name
+
+
+def other_function(model: nn.Module) -> None:
+    model.bert.encoder.activation = torch.relu
 
 
 def tie(model: nn.Module) -> None:
@@ -87,7 +95,8 @@ def test_of_model_tells_every_change_apart() -> None:
     plain = keys.of_model(bert())
     assert keys.of_model(bert()) == plain == json.loads(json.dumps(plain))
     found = [keys.digest(plain)]
-    for change in (freeze, eager, drop, heads, buffer, activation, tie, loosen, nudge):
+    changes = (freeze, eager, drop, heads, buffer, activation, function)
+    for change in (*changes, other_function, tie, loosen, nudge):
         model = bert()
         change(model)
         found.append(keys.digest(keys.of_model(model)))
