@@ -15,11 +15,20 @@ SOURCES := _config.yml _toc.yml $(shell find book drone -type f \
 	-not -name '*.pyc' -not -path 'book/params/*')
 
 # A relative folder means one relative to here, wherever a notebook runs.
-ifdef DRONE_DATA
-export DRONE_DATA := $(abspath $(DRONE_DATA))
+# Python makes it so, for make's own abspath takes a path with a blank for two.
+absolute = $(shell $(PYTHON) -c 'import os, sys; \
+  print(os.path.abspath(os.path.expanduser(sys.argv[1].strip())))' "$(1)")
+ifneq ($(strip $(DRONE_DATA)),)
+override DRONE_DATA := $(call absolute,$(DRONE_DATA))
+export DRONE_DATA
 endif
-ifdef DRONE_MODELS
-export DRONE_MODELS := $(abspath $(DRONE_MODELS))
+ifneq ($(strip $(DRONE_MODELS)),)
+override DRONE_MODELS := $(call absolute,$(DRONE_MODELS))
+export DRONE_MODELS
+endif
+ifneq ($(strip $(DRONE_CACHE)),)
+override DRONE_CACHE := $(call absolute,$(DRONE_CACHE))
+export DRONE_CACHE
 endif
 
 .DEFAULT_GOAL := help
@@ -67,22 +76,19 @@ need-chapter:
 	@test -n "$(CHAPTER)" || { echo "which one? for example CHAPTER=01"; exit 1; }
 
 run: need-chapter $(STAMP) ## rerun a chapter into runs/: CHAPTER=01 [PARAMS=file.yaml]
-	@mkdir -p runs
-	$(BIN)/papermill $(if $(PARAMS),-f $(PARAMS)) --cwd notebooks \
-	  $(wildcard notebooks/$(CHAPTER)-*.ipynb) \
-	  runs/$(CHAPTER)-$(if $(PARAMS),$(basename $(notdir $(PARAMS))),default).ipynb
+	$(PY) book/run.py "$(strip $(CHAPTER))" $(if $(strip $(PARAMS)),"$(PARAMS)")
 
 edition: need-chapter $(STAMP) ## run a chapter with the edition's parameters, publish it
-	$(PY) book/publish.py edition $(CHAPTER)
+	$(PY) book/publish.py edition "$(strip $(CHAPTER))"
 
 prose: need-chapter $(STAMP) ## give a published chapter the new text; its results stay
-	$(PY) book/publish.py prose $(CHAPTER)
+	$(PY) book/publish.py prose "$(strip $(CHAPTER))"
 
 rename: $(STAMP) ## give chapters the new names of book/renamed.yaml, without a run
 	$(PY) book/rename.py
 
 refresh: need-chapter $(STAMP) ## run a chapter with its defaults, store the outputs
-	$(PY) book/publish.py default $(CHAPTER)
+	$(PY) book/publish.py default "$(strip $(CHAPTER))"
 
 models: $(STAMP) ## try every family of models, write book/models.md
 	$(PY) tests/model/families.py

@@ -2,12 +2,17 @@
 
     python book/publish.py edition 01   # book/params/01.yaml -> book/chapters/
     python book/publish.py default 01   # the defaults -> notebooks/, in place
+    python book/publish.py prose 01     # new text for a published chapter, no run
+    python book/publish.py stamp 01     # tie a page to its records as they are now
 
-What papermill and Jupyter add at random (identifiers, clock times, progress bars) is
-removed, so two runs with the same inputs differ in their timing figures alone.
+Parameters are checked before a run. After one, a stamp ties the page to its parameters,
+records and outputs: see drone/lab/stamps.py. What papermill and Jupyter add at random
+(identifiers, clock times, progress bars) is removed, so two runs with the same inputs
+differ in their timing figures alone.
 """
 
 import argparse
+import hashlib
 import re
 import tempfile
 from collections.abc import Iterable
@@ -16,23 +21,29 @@ from typing import Any
 
 import nbformat
 import papermill
-import yaml
 from nbformat import NotebookNode
 
 from drone.files import whole_file
+from drone.lab import parameters, stamps
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 KEPT_METADATA = {"tags", "mystnb"}  # of a cell
 WIDGET = "application/vnd.jupyter.widget-view+json"
+ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours, and moves of the cursor
+# tqdm: "name:  50%|###  | 1/2 [00:01<00:01, 1.2it/s]", or "3it [00:00, 9.1it/s]"
+BAR = re.compile(r"(.*: )?( *\d+%\|.*| *\d[\d.]*[a-zA-Z]* ?\[\d+:\d\d.*)")
 
 
 def source(chapter: str, folder: Path = ROOT / "notebooks") -> Path:
-    """Find the notebook of a chapter by its number.
+    """Find the notebook of a chapter by its number; 1 is 01.
 
     Raises:
         ValueError: there is none, or more than one; the message lists all.
     """
+    chapter = chapter.strip()
+    if chapter.isdecimal():
+        chapter = chapter.zfill(2)
     found = sorted(folder.glob(f"{chapter}-*.ipynb"))
     if len(found) != 1:
         allowed = ", ".join(p.name for p in sorted(folder.glob("*.ipynb")))
@@ -47,11 +58,19 @@ def edition_parameters(chapter: str) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is not a mapping of names to values.
     """
-    path = ROOT / "book" / "params" / f"{chapter}.yaml"
-    parameters = yaml.safe_load(path.read_text())
-    if not isinstance(parameters, dict):
-        raise ValueError(f"{path}: names and their values are needed.")
-    return parameters
+    return parameters.load(ROOT / "book" / "params" / f"{chapter}.yaml")
+
+
+def check_parameters(path: Path, given: dict[str, Any]) -> None:
+    """Refuse parameters that a notebook does not know or cannot run with.
+
+    Raises:
+        ValueError: all that is wrong, a line each.
+    """
+    table = ROOT / "book" / "params" / "ranges.yaml"
+    # Names and types are the notebook's own; ranges are checked where there are some.
+    rules = parameters.ranges(table, path.name[:2]) if table.is_file() else {}
+    parameters.check(path, given, rules)
 
 
 def run(path: Path, parameters: dict[str, Any]) -> NotebookNode:
@@ -88,7 +107,9 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         if cell.cell_type == "code":
             count += 1
             cell.execution_count = count
-            cell.outputs = _join(o for o in map(_clean_output, cell.outputs) if o)
+            # Joined before, so that a line in two pieces is seen whole; and after.
+            outputs = map(_clean_output, _join(cell.outputs))
+            cell.outputs = _join(o for o in outputs if o)
             for output in cell.outputs:
                 _check_output(cell.id, output)
                 if output.output_type == "execute_result":
@@ -98,11 +119,23 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 
 
 def _clean_output(output: NotebookNode) -> NotebookNode | None:
-    """Drop progress bars: what went to stderr, and widgets. A warning is no such."""
-    if output.get("name") == "stderr" and "Warning" in output.text:
-        raise ValueError(f"a cell warns, mend or silence it: {output.text.strip()}")
-    progress = output.get("name") == "stderr" or WIDGET in output.get("data", {})
-    return None if progress else output
+    """Drop progress bars, on stderr and widgets.
+
+    Raises:
+        ValueError: stderr has anything else: a warning, a message, a traceback.
+    """
+    if output.get("name") == "stderr":
+        text = ESCAPES.sub("", output.text)
+        said = [line for line in re.split(r"[\r\n]", text) if not _is_bar(line)]
+        if said:
+            what = "warns" if "Warning" in text else "writes to stderr"
+            raise ValueError(f"a cell {what}, mend or silence it: {' '.join(said)}")
+        return None
+    return None if WIDGET in output.get("data", {}) else output
+
+
+def _is_bar(line: str) -> bool:
+    return not line.strip() or bool(BAR.fullmatch(line))
 
 
 def _join(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
@@ -170,21 +203,75 @@ def store(notebook: NotebookNode, path: Path) -> None:
         nbformat.write(notebook, temporary)
 
 
+def edition(path: Path) -> Path:
+    """Run a chapter with its edition's parameters, publish it, stamp it.
+
+    Raises:
+        ValueError: wrong parameters; the source was changed while it ran.
+    """
+    given = edition_parameters(path.name[:2])
+    check_parameters(path, given)
+    before = _content(path)
+    notebook = run(path, given)
+    if _content(path) != before or edition_parameters(path.name[:2]) != given:
+        raise ValueError(
+            f"{_set_aside(notebook, path)} has the result: {path.name} or its "
+            "parameters were changed while it ran; run it again."
+        )
+    target = ROOT / "book" / "chapters" / path.name
+    store(notebook, target)
+    stamps.stamp(ROOT, target, "by the run")
+    return target
+
+
+def refresh(path: Path) -> Path:
+    """Run a chapter with its defaults and store the outputs in it.
+
+    Raises:
+        ValueError: it was changed while it ran; the change stays, the outputs lie in
+            runs/.
+    """
+    before = _content(path)
+    notebook = run(path, {})
+    if _content(path) != before:
+        raise ValueError(
+            f"{path.name} was changed while it ran, and is left as it is; the outputs "
+            f"of the old one are in {_set_aside(notebook, path)}. Run it again."
+        )
+    store(notebook, path)
+    return path
+
+
+def _content(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _set_aside(notebook: NotebookNode, path: Path) -> Path:
+    """Keep what a run made of a source that is no more."""
+    aside = ROOT / "runs" / f"{path.stem}.of-the-old-source.ipynb"
+    store(notebook, aside)
+    return aside.relative_to(ROOT)
+
+
 def main() -> None:
     """Read the command line and run one chapter."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("what", choices=["edition", "default", "prose"])
-    parser.add_argument("chapter", help="two digits, such as 01")
+    parser.add_argument("what", choices=["edition", "default", "prose", "stamp"])
+    parser.add_argument("chapter", help="its number, such as 01")
     arguments = parser.parse_args()
-    path = source(arguments.chapter)
-    target = ROOT / "book" / "chapters" / path.name
-    if arguments.what == "edition":
-        notebook = run(path, edition_parameters(arguments.chapter))
-    elif arguments.what == "prose":
-        notebook = with_prose(nbformat.read(target, 4), nbformat.read(path, 4))
-    else:
-        notebook, target = run(path, {}), path
-    store(notebook, target)
+    try:
+        path = source(arguments.chapter)
+        target = ROOT / "book" / "chapters" / path.name
+        if arguments.what == "edition":
+            target = edition(path)
+        elif arguments.what == "default":
+            target = refresh(path)
+        elif arguments.what == "prose":
+            store(with_prose(nbformat.read(target, 4), nbformat.read(path, 4)), target)
+        else:
+            target = stamps.stamp(ROOT, target, "from the committed state, not a run")
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
     print(f"written: {target.relative_to(ROOT)}")
 
 

@@ -2,6 +2,9 @@
 
 import copy
 import importlib.util
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +19,8 @@ from nbformat.v4 import (
     new_notebook,
     new_output,
 )
+
+from drone.lab import stamps
 
 PUBLISH = Path(__file__).resolve().parent.parent / "book" / "publish.py"
 ALT = "A single pixel, the smallest figure that there is."
@@ -192,7 +197,8 @@ def test_a_chapter_is_found_by_its_number(publish: ModuleType, tmp_path: Path) -
     for name in ("01-svd.ipynb", "02-data.ipynb", "02-twice.ipynb", "011-x.ipynb"):
         (tmp_path / name).touch()
     assert publish.source("01", tmp_path) == tmp_path / "01-svd.ipynb"
-    for wrong, count in [("03", 0), ("02", 2), ("1", 0)]:
+    assert publish.source("1", tmp_path) == publish.source(" 01 ", tmp_path)
+    for wrong, count in [("03", 0), ("02", 2), ("", 0)]:
         with pytest.raises(ValueError, match=f"'{wrong}': {count} notebooks") as error:
             publish.source(wrong, tmp_path)
         assert "01-svd.ipynb, 011-x.ipynb, 02-data.ipynb" in str(error.value)
@@ -211,6 +217,44 @@ def test_edition_parameters_are_a_mapping(
         publish.edition_parameters("02")
     with pytest.raises(FileNotFoundError):
         publish.edition_parameters("03")
+
+
+# --- stderr ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bar",
+    [
+        "\r  0%|     | 0/3 [00:00<?, ?it/s]\r100%|##| 3/3 [00:00<00:00, 9.12it/s]",
+        "evaluate:  50%|#####     | 1/2 [00:01<00:01,  1.20it/s]\n",
+        "\repoch 1 of 3:   7%|7| 3/40 [00:09<01:51, 3.01s/it, perplexity=812]",
+        "Generating: 3it [00:00, 91.2it/s]",
+        "\x1b[32mMap\x1b[0m: 100%|##| 10/10 [00:00<00:00]\x1b[A\r\n",
+    ],
+)
+def test_bars_on_stderr_are_dropped(publish: ModuleType, bar: str) -> None:
+    (found,) = cleaned(publish, code(stream(bar, "stderr"), stream("a\n"))).cells
+    assert [output.text for output in found.outputs] == ["a\n"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Some weights were newly initialized\n",
+        "Traceback (most recent call last):\n",
+        "50% of the rows were dropped\n",
+        "\r 50%|##| 1/2 [00:01<00:01]\nkilled\n",
+        "loss: 3",
+    ],
+)
+def test_anything_else_on_stderr_is_refused(publish: ModuleType, text: str) -> None:
+    with pytest.raises(ValueError, match="a cell writes to stderr"):
+        cleaned(publish, code(stream(text, "stderr")))
+
+
+def test_a_bar_in_two_pieces_is_one(publish: ModuleType) -> None:
+    pieces = [stream("\r 50%|##   | 1/2 [00:", "stderr"), stream("01<00:01]", "stderr")]
+    assert cleaned(publish, code(*pieces)).cells[0].outputs == []
 
 
 # --- a run -----------------------------------------------------------------------
@@ -302,3 +346,109 @@ def test_prose_gives_new_text_and_keeps_results(publish: ModuleType) -> None:
 def test_prose_refuses_changed_code(publish: ModuleType) -> None:
     with pytest.raises(ValueError, match="run the edition again"):
         publish.with_prose(worded("old"), worded("new", source="2"))
+
+
+# --- a whole repository, of one chapter --------------------------------------------
+
+KERNEL = {"name": "python3", "display_name": "x", "language": "python"}
+
+
+@pytest.fixture
+def small(publish: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A book of one chapter that never runs: what runs is a stand-in."""
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    for folder in ("book/params", "notebooks"):
+        (tmp_path / folder).mkdir(parents=True)
+    text = "seeds: list = [0]\nrate: float = 5e-5\ncompiled: bool = False"
+    cells = [new_code_cell(text, metadata={"tags": ["parameters"]}), new_code_cell("1")]
+    notebook = new_notebook(metadata={"kernelspec": KERNEL}, cells=cells)
+    nbformat.write(notebook, tmp_path / "notebooks" / "01-tiny.ipynb")
+
+    def run(path: Path, given: dict[str, Any]) -> NotebookNode:
+        return publish.clean(nbformat.read(path, 4))
+
+    monkeypatch.setattr(publish, "run", run)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seed: [0, 1, 2]", "rate: 5e-5", "compiled: 'false'", "seeds: [1]\nseeds: [2]"],
+)
+def test_an_edition_with_wrong_parameters_does_not_begin(
+    publish: ModuleType, small: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (small / "book/params/01.yaml").write_text(text + "\n")
+    monkeypatch.setattr(publish, "run", lambda *_: pytest.fail("begun"))
+    with pytest.raises(ValueError, match=r"cannot run|given twice"):
+        publish.edition(small / "notebooks/01-tiny.ipynb")
+    assert not (small / "book/chapters").exists()
+
+
+def test_an_edition_is_stamped(publish: ModuleType, small: Path) -> None:
+    (small / "book/params/01.yaml").write_text("seeds: [1]\n")
+    page = publish.edition(small / "notebooks/01-tiny.ipynb")
+    assert stamps.differences(small, page) == []
+    (small / "book/params/01.yaml").write_text("seeds: [2]\n")
+    assert len(stamps.differences(small, page)) == 1
+
+
+@pytest.mark.parametrize("what", ["refresh", "edition"])
+def test_an_edit_saved_during_a_run_stays_and_the_result_lies_aside(
+    publish: ModuleType, small: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    path = small / "notebooks/01-tiny.ipynb"
+    (small / "book/params/01.yaml").write_text("seeds: [1]\n")
+    plain = publish.run
+
+    def run(given: Path, parameters: dict[str, Any]) -> NotebookNode:
+        result = plain(given, parameters)
+        path.write_text("an hour of new work")
+        return result
+
+    monkeypatch.setattr(publish, "run", run)
+    with pytest.raises(ValueError, match="changed while it ran") as error:
+        getattr(publish, what)(path)
+    assert path.read_text() == "an hour of new work"
+    (aside,) = (small / "runs").glob("*.ipynb")
+    assert aside.name in str(error.value) and nbformat.read(aside, 4).cells
+    assert not (small / "book/chapters").exists()
+
+
+def test_a_source_that_nobody_touched_gets_its_outputs(
+    publish: ModuleType, small: Path
+) -> None:
+    path = small / "notebooks/01-tiny.ipynb"
+    assert publish.refresh(path) == path
+    assert nbformat.read(path, 4).cells[1].execution_count == 2
+
+
+# --- make ------------------------------------------------------------------------
+
+
+def make(*words: str, **environment: str) -> str:
+    """What make would do; nothing runs."""
+    done = subprocess.run(
+        ["make", "--dry-run", "--assume-old=.venv/.installed", *words],
+        cwd=PUBLISH.parent.parent,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_blanks_in_paths_do_not_break_make() -> None:
+    said = make("run", "CHAPTER=1", "PARAMS=my params/a b.yaml")
+    assert 'book/run.py "1" "my params/a b.yaml"' in said
+    assert 'book/run.py "01" \n' in make("run", "CHAPTER= 01 ", "PARAMS= ")
+    folder = {"DRONE_DATA": "../my data", "DRONE_MODELS": "~/m o", "DRONE_CACHE": " "}
+    rule = "--eval=show:; @echo '[$(DRONE_DATA)] [$(DRONE_MODELS)] [$(DRONE_CACHE)]'"
+    for given in (folder, {}):
+        words = [] if given else [f"{name}={value}" for name, value in folder.items()]
+        said = make(rule, "show", *words, **given)
+        above = PUBLISH.parent.parent.parent
+        assert f"[{above}/my data] [{Path.home()}/m o] [" in said
+        assert said.split("[")[-1].split("]")[0].strip() == ""  # not this folder

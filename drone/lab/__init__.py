@@ -14,10 +14,15 @@ __all__ = [
     "data",
     "encoders",
     "figures",
+    "keys",
+    "known",
     "language",
     "lstm_model",
     "metrics",
+    "parameters",
+    "ranges",
     "records",
+    "stamps",
     "training",
 ]
 

@@ -425,6 +425,59 @@ def test_a_write_that_failed_half_way_leaves_nothing_to_be_taken_for_a_result(
     assert not tune().cached
 
 
+class Stop(BaseException):
+    """In place of kill -9: nothing that catches an Exception sees it."""
+
+
+@pytest.mark.parametrize("part", ["_save_optimizer_and_scheduler", "_save_rng_state"])
+@pytest.mark.parametrize("at", [3, 6])
+def test_a_checkpoint_cut_off_while_it_is_written_costs_an_epoch_and_blocks_nothing(
+    tune: Tune,
+    watch: Callable[..., Steps],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    at: int,
+) -> None:
+    whole = tune(cache=tmp_path / "whole")
+    plain = getattr(Trainer, part)
+
+    def die(self: Trainer, folder: str) -> None:
+        if self.state.global_step == at:
+            Path(folder, "optimizer.pt").write_bytes(b"half")
+            raise Stop
+        plain(self, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, part, die)
+        with pytest.raises(Stop):
+            tune()
+    rest = watch()
+    found = tune()
+    assert rest.steps == 6 - (at - 3)  # from nothing, or from the first epoch's end
+    assert equal(weights(found), weights(whole))
+
+
+def test_a_training_stopped_after_its_last_checkpoint_needs_no_step_more(
+    tune: Tune,
+    watch: Callable[..., Steps],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = tune(cache=tmp_path / "whole")
+
+    def die(*_: object) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "predict", die)  # what comes after the last step
+        with pytest.raises(Stop):
+            tune()
+    rest = watch()
+    found = tune()
+    assert rest.steps == 0 and equal(weights(found), weights(whole))
+
+
 # --- arguments -------------------------------------------------------------------
 
 
@@ -432,6 +485,30 @@ def test_a_write_that_failed_half_way_leaves_nothing_to_be_taken_for_a_result(
 def test_rows_out_of_range_are_refused(tune: Tune, rows: int) -> None:
     with pytest.raises(ValueError, match=f"rows is {rows}; allowed are 1 to 6000"):
         tune(rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("epochs", 0, "epochs is 0; at least 1"),
+        ("epochs", -1, "epochs is -1"),
+        ("epochs", 2.0, "epochs is 2.0; a whole number"),
+        ("batch_size", True, "batch_size is True; a whole number"),
+        ("batch_size", 0, "batch_size is 0; at least 1"),
+        ("learning_rate", 0.0, "learning_rate is 0.0; a number above 0"),
+        ("learning_rate", np.inf, "learning_rate is inf; a finite number"),
+        ("learning_rate", "5e-5", "learning_rate is '5e-5'; a number"),
+        ("warmup", 1.0, "warmup is 1.0; a share from 0 to below 1"),
+        ("warmup", -0.1, "warmup is -0.1"),
+        ("weight_decay", -1.0, "weight_decay is -1.0; a number from 0"),
+        ("max_length", 2, "max_length is 2; at least 3"),
+    ],
+)
+def test_a_recipe_out_of_range_is_refused_by_its_fields_name(
+    field: str, value: Any, said: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=said):
+        replace(RECIPE, **{field: value})
 
 
 @pytest.mark.parametrize("task", ["wnli", "ptb"])
@@ -725,6 +802,53 @@ def test_a_student_comes_to_say_what_its_teacher_says_whatever_the_labels(
     if outputs > 1:  # a softmax forgives what all logits share
         told, says, said = (x - x.mean(1, keepdims=True) for x in (told, says, said))
     assert np.abs(says - told).max() < 0.2 * np.abs(said - told).max()
+
+
+def test_frozen_parameters_and_the_config_are_part_of_the_key(
+    small: PreTrainedModel, again: Callable[..., FineTuned]
+) -> None:
+    recipe = Recipe(epochs=1, batch_size=5, learning_rate=1e-3)
+    first = again(small, recipe=recipe)
+    small.bert.requires_grad_(False)
+    found = again(small, recipe=recipe)
+    word = "bert.embeddings.word_embeddings.weight"
+    assert not found.cached and torch.equal(
+        weights(found)[word], small.state_dict()[word]
+    )
+    assert not torch.equal(weights(first)[word], weights(found)[word])
+    small.bert.requires_grad_(True)
+    small.config.hidden_dropout_prob = 0.5  # the modules keep theirs; the key does not
+    assert not again(small, recipe=recipe).cached
+
+
+@pytest.mark.parametrize(("rate", "epochs"), [(1e30, 3), (1e30, 1), (1e38, 1)])
+def test_a_training_that_diverged_is_an_error_each_time_and_never_a_hit(
+    small: PreTrainedModel,
+    again: Callable[..., FineTuned],
+    tmp_path: Path,
+    rate: float,
+    epochs: int,
+) -> None:
+    """With one step in all, no loss is told after it: the logits are looked at."""
+    recipe = Recipe(epochs, batch_size=5, learning_rate=rate, warmup=0.0)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"diverged|the logits are"):
+            again(small, recipe=recipe)
+    assert finished(tmp_path / "cache") == []
+
+
+def test_logits_that_are_not_finite_and_no_rows_are_refused(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    small: PreTrainedModel,
+    again: Callable[..., FineTuned],
+) -> None:
+    logits = batches.predict(small, rows, tokenizer)
+    logits[3, 1] = np.nan
+    with pytest.raises(ValueError, match="row 3: the teacher's outputs"):
+        again(small, logits=logits)
+    with pytest.raises(ValueError, match="no rows to train on"):
+        again(small, rows=rows.select([]))
 
 
 def test_a_teacher_with_other_outputs_is_refused(
