@@ -51,6 +51,8 @@ class Compressed:
     plan: RankPlan | None = None
 
     def __str__(self) -> str:
+        if not self.ranks:
+            return f"asked for {self.asked}: no module replaced"
         low, high = min(self.ranks.values()), max(self.ranks.values())
         return (
             f"asked for {self.asked}: {len(self.ranks)} of {self.candidates} modules "
