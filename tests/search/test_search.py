@@ -1077,7 +1077,6 @@ def test_a_rivals_trials_are_of_whole_models_on_its_path(
             r"budget is 1.1; a share to keep, in \(0, 1\]",
         ),
         ({"modules": ["bert.nowhere"]}, "no module 'bert.nowhere'"),
-        ({"modules": ["classifier"]}, "not inside an encoder layer: classifier"),
         ({"grid": (0.5, 2.0)}, r"shares in \(0, 1\] are needed"),
     ],
     ids=str,
