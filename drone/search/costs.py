@@ -64,6 +64,8 @@ class ModuleCosts:
         """Leave out the ranks that were measured no faster than the dense module."""
         dense = len(self.ranks)
         kept = [i for i in range(dense) if self.seconds[i] < self.seconds[dense]]
+        if len(kept) == dense:
+            return self
         return ModuleCosts(
             self.kind,
             tuple(self.ranks[i] for i in kept),

@@ -51,6 +51,8 @@ class Compressed:
     plan: RankPlan | None = None
 
     def __str__(self) -> str:
+        if not self.ranks:
+            return f"asked for {self.asked}: no module replaced"
         low, high = min(self.ranks.values()), max(self.ranks.values())
         return (
             f"asked for {self.asked}: {len(self.ranks)} of {self.candidates} modules "
@@ -125,8 +127,8 @@ def compress(
     >>> batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     >>> small = compress(model, 0.5, batches=[batch])
     >>> print(small.compressed)  # doctest: +NORMALIZE_WHITESPACE
-    asked for a share of 0.5: 6 of 6 modules replaced, ranks 8 to 11,
-    50.0% of their weights kept
+    asked for a share of 0.5: 6 of 6 modules replaced, ranks 8 to 10,
+    48.4% of their weights kept
     """
     _check_kinds(ranks, moments, batches, filter)
     layers = [layers] if isinstance(layers, str) else layers and list(layers)

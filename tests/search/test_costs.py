@@ -377,11 +377,12 @@ def test_an_option_is_a_ranks_place_and_the_last_is_dense() -> None:
 def test_ranks_that_are_no_faster_are_left_out_with_their_costs() -> None:
     fast = MADE.faster()
     assert fast.modules["a"] == MADE.modules["a"]
-    assert fast.modules["b"] == ModuleCosts("narrow", (2,), (10, 30), (1.0, 2.0))
+    whole = MADE.modules["b"].ranks  # the grid that was measured is kept
+    assert fast.modules["b"] == ModuleCosts("narrow", (2,), (10, 30), (1.0, 2.0), whole)
     assert fast.modules["c"] == MADE.modules["c"]
     assert fast.whole == MADE.whole and list(fast.modules) == list(MADE.modules)
     assert fast.faster() == fast
     assert fast.latency({"a": 2, "b": 2}) == MADE.latency({"a": 2, "b": 2})
     assert fast.weights({"b": 2}) == MADE.weights({"b": 2})
     slow = replace(MADE.modules["a"], seconds=(4.0, 3.5, 3.0)).faster()
-    assert slow == ModuleCosts("wide", (), (100,), (3.0,))
+    assert slow == ModuleCosts("wide", (), (100,), (3.0,), MADE.modules["a"].ranks)

@@ -26,6 +26,7 @@ from drone import (
     search_ranks,
 )
 from drone.layers.attention import ATTENTION
+from drone.model.walk import Walk
 from drone.search import algorithm2, rivals
 from drone.search.algorithm2 import METHODS, shares
 from drone.search.costs import (
@@ -120,6 +121,13 @@ class Head:
     @property
     def evaluations(self) -> float:
         return self.calls / self.batches
+
+
+@pytest.fixture
+def unproved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A walk proves itself on the first batch (tests/model/test_walk.py); where passes
+    are counted here, those are left out."""
+    monkeypatch.setattr(Walk, "_prove", lambda walk: "")
 
 
 # --- the smallest option ---------------------------------------------------------
@@ -279,6 +287,7 @@ def test_the_loss_is_within_the_budget_when_evaluated_independently(
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.usefixtures("unproved")
 def test_a_plan_says_what_it_costs_and_what_it_cost(
     tiny_model: PreTrainedModel, task: Task, method: str
 ) -> None:
@@ -467,7 +476,8 @@ def test_times_are_measured_on_the_middle_batch_for_the_grid(
     monkeypatch.setattr(algorithm2, "measure", measure)
     plan = search_ranks(tiny_bert, iter(batches), 0.1, grid=FINE)
     ((model, batch, grid),) = asked
-    assert model is tiny_bert and batch is batches[1] and grid == FINE
+    assert model is tiny_bert and grid == FINE
+    assert all(torch.equal(batch[key], batches[1][key]) for key in batches[1])
     times = made_times(tiny_bert, FINE)
     assert same(plan) == same(search_ranks(tiny_bert, batches, 0.1, times=times))
 
@@ -486,6 +496,7 @@ def test_really_measured_times_give_a_plan_that_keeps_the_promise(
 
 
 @pytest.mark.parametrize("method", ["drone", "greedy", "latency"])
+@pytest.mark.usefixtures("unproved")
 def test_a_stopped_search_goes_on_and_ends_at_the_same_plan(
     tiny_bert: PreTrainedModel, task: Task, tmp_path: Path, method: str
 ) -> None:
@@ -534,6 +545,7 @@ def test_the_seconds_of_trials_that_are_read_back_count(
     assert 0 < plan.seconds - 100 * plan.trials < 100
 
 
+@pytest.mark.usefixtures("unproved")
 def test_a_finished_search_is_not_made_again(
     tiny_bert: PreTrainedModel, task: Task, tmp_path: Path
 ) -> None:
@@ -625,6 +637,7 @@ def test_the_trace_of_another_search_is_refused_and_left(
     search_ranks(**given)
 
 
+@pytest.mark.usefixtures("unproved")
 def test_two_searches_do_not_write_one_trace(
     tiny_bert: PreTrainedModel, task: Task, tmp_path: Path
 ) -> None:
@@ -812,6 +825,7 @@ def test_the_papers_search_reaches_a_speed_or_a_size_and_passes_it_little(
     assert {n: small.get_submodule(n).rank for n in plan.ranks} == plan.ranks
 
 
+@pytest.mark.usefixtures("unproved")
 def test_walks_of_one_search_share_what_is_exact_and_change_nothing(
     tiny_bert: PreTrainedModel, task: Task, tmp_path: Path
 ) -> None:
@@ -1063,7 +1077,6 @@ def test_a_rivals_trials_are_of_whole_models_on_its_path(
             r"budget is 1.1; a share to keep, in \(0, 1\]",
         ),
         ({"modules": ["bert.nowhere"]}, "no module 'bert.nowhere'"),
-        ({"modules": ["classifier"]}, "not inside an encoder layer: classifier"),
         ({"grid": (0.5, 2.0)}, r"shares in \(0, 1\] are needed"),
     ],
     ids=str,
@@ -1122,6 +1135,7 @@ def test_a_dense_loss_of_zero_is_refused(
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [nan, inf])
+@pytest.mark.usefixtures("unproved")
 def test_a_loss_that_is_not_finite_is_refused_and_named(
     tiny_bert: PreTrainedModel, task: Task, method: str, value: float, tmp_path: Path
 ) -> None:
@@ -1151,6 +1165,7 @@ def test_a_loss_that_is_not_finite_is_refused_and_named(
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.usefixtures("unproved")
 def test_a_model_whose_loss_is_never_the_same_is_refused(
     tiny_bert: PreTrainedModel, task: Task, method: str
 ) -> None:
