@@ -367,6 +367,8 @@ def test_rounded_weights_are_known_in_either_precision(
         "a/tiny",
         "main",
         tensors_sha256({name: rounded[name] for name in sorted(rounded)}),
+        encoders.MINILM,
+        encoders.BERT_WORDS,
         rounded=True,
     )
     monkeypatch.setitem(encoders.ENCODERS, "tiny", spec)
