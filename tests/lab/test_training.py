@@ -524,7 +524,7 @@ def test_a_score_is_learnt_with_a_single_output(
     lines = ["\t".join([*header, "sentence1", "sentence2", "score"])]
     lines += ["\t".join(["x"] * 7 + ["a cat", "a " * i, f"{i}"]) for i in range(1, 5)]
     (tmp_path / "glue" / "STS-B").mkdir(parents=True)
-    (tmp_path / "glue/STS-B/train.tsv").write_text("\n".join(lines))
+    (tmp_path / "glue/STS-B/train.tsv").write_text("\n".join(lines) + "\n")
     monkeypatch.setenv("DRONE_DATA", str(tmp_path))
     found = tune(task="stsb", data_source="local", rows=None)
     assert found.model.config.num_labels == 1
