@@ -7,7 +7,6 @@ which sequence runs inside it. Shapes only decide how that mask lies over the in
 """
 
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from drone.callers import warn
 from drone.model.inputs import arguments, flat
 
 # What begins a sequence: a call that is given one of these runs on that sequence.
@@ -402,13 +402,12 @@ class Streams:
         if self.unmasked:
             names = list(self.unmasked)
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            warnings.warn(
+            warn(
                 f"no mask is known for {', '.join(names[:3])}{more}: every position "
                 "counts, pads too. Give a mask in the batch (attention_mask, "
                 "decoder_attention_mask, src_key_padding_mask, or labels with -100), "
                 "or mask= to calibrate; mask={'': None} says that all count.",
                 NoMaskWarning,
-                stacklevel=3,
             )
 
 
@@ -458,12 +457,11 @@ def warn_of_left_pads(model: nn.Module, batch: Mapping[str, Any], number: int) -
     table = _position_table(model)
     if table is None:
         return False
-    warnings.warn(
+    warn(
         f"batch {number} is padded on the left, and {table} gives positions from the "
         "left, pads included: each token gets the position of another. Pad on the "
         "right (tokenizer.padding_side = 'right'), or give position_ids.",
         LeftPaddingWarning,
-        stacklevel=3,
     )
     return True
 
