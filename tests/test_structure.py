@@ -185,21 +185,22 @@ class TestNotebook:
 
     def test_defines_nothing_the_library_has(self, path):
         library = set()
-        for module in (ROOT / "drone").glob("**/*.py"):
-            tree = ast.parse(module.read_text(encoding="utf-8"))
-            library |= {
-                node.name
-                for node in tree.body
-                if isinstance(node, ast.FunctionDef | ast.ClassDef)
-            }
-        defined = {
-            node.name
-            for kind, source in cells(path, injected=True)
-            if kind == "code"
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.FunctionDef | ast.ClassDef)
-        }
+        for module in MODULES:
+            library |= functions(ast.parse(module.read_text(encoding="utf-8")).body)
+        defined = set()
+        for kind, source in cells(path, injected=True):
+            if kind == "code":
+                defined |= functions(ast.walk(ast.parse(source)))
         assert not defined & library
+
+
+def functions(nodes):
+    """Name and parameters of each function or class: a copy has both in common."""
+    return {
+        (node.name, ast.unparse(node.args) if isinstance(node, ast.FunctionDef) else "")
+        for node in nodes
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
 
 
 def test_the_logo_is_what_its_code_draws():

@@ -429,7 +429,7 @@ def test_what_is_only_embedded_is_refused_elsewhere(
 
 
 def test_unknown_names_sources_and_splits_are_refused(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"no training_file 'wnli'; .*mrpc"):
+    with pytest.raises(ValueError, match=r"no corpus 'wnli'; .*mrpc"):
         data.load("wnli")
     with pytest.raises(ValueError, match=r"no source 'web'; .*local"):
         data.load("mrpc", "web")

@@ -290,7 +290,7 @@ def test_a_write_that_fails_leaves_no_file(
         path.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(calibrate, "save_file", full_disk)
+    monkeypatch.setattr(moment_files, "save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
         save_moments({"a": SecondMoment(2)}, tmp_path / "file")
     assert not list(tmp_path.iterdir())

@@ -91,9 +91,9 @@ def test_without_a_known_block_all_linears_of_the_layers_are_searched() -> None:
     ]
 
 
-def test_a_model_without_layers_has_nothing_to_search() -> None:
-    with pytest.raises(ValueError, match="name the modules yourself"):
-        searchable(nn.Sequential(nn.Linear(2, 2)))
+def test_a_model_without_a_linear_has_nothing_to_search() -> None:
+    with pytest.raises(ValueError, match="no Linear"):
+        searchable(nn.Sequential(nn.Embedding(3, 2), nn.LayerNorm(2)))
 
 
 # --- ranks -----------------------------------------------------------------------
