@@ -116,12 +116,12 @@ def _shifts(model: nn.Module) -> bool:
     """
     if not hasattr(model, "loss_type") or not hasattr(model, "can_generate"):
         return False
-    config: Any = model.config
+    known: Any = model  # to nn.Module's types, these are tensors or modules
     code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
     own_loss = code is None or "loss_function" not in code.co_names
-    if own_loss or getattr(config, "is_encoder_decoder", False):
+    if own_loss or getattr(known.config, "is_encoder_decoder", False):
         return False
-    return model.loss_type in (None, "ForCausalLM") and bool(model.can_generate())
+    return known.loss_type in (None, "ForCausalLM") and bool(known.can_generate())
 
 
 def mean_loss(
