@@ -122,14 +122,22 @@ def speedups(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     return found
 
 
-def encoder_case(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Time dense BERT-base beside thin ones, launched one by one and as a graph."""
+def models_of(
+    make: Callable[[], PreTrainedModel], settings: Mapping[str, Any]
+) -> dict[str, nn.Module]:
+    """Make the dense model, and thin ones by their share, where they are timed."""
     torch.manual_seed(0)
     device, dtype = torch.device(settings["device"]), getattr(torch, settings["dtype"])
-    batch = batch_of(settings, device)
-    models: dict[str, nn.Module] = {"dense": placed(bert_base(), device, dtype)}
+    models: dict[str, nn.Module] = {"dense": placed(make(), device, dtype)}
     for share in settings["shares"]:
-        models[f"{share:g}"] = thin(placed(bert_base(), device, dtype), share)
+        models[f"{share:g}"] = thin(placed(make(), device, dtype), share)
+    return models
+
+
+def encoder_case(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Time dense BERT-base beside thin ones, launched one by one and as a graph."""
+    device = torch.device(settings["device"])
+    batch, models = batch_of(settings, device), models_of(bert_base, settings)
     result = {"launched": speedups({n: partial(m, **batch) for n, m in models.items()})}
     if device.type == "cuda":
         graphs = {name: graphed(model, batch) for name, model in models.items()}
@@ -139,12 +147,8 @@ def encoder_case(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def decoder_case(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Time a decoder's reading of a prompt, and one word after it."""
-    torch.manual_seed(0)
-    device, dtype = torch.device(settings["device"]), getattr(torch, settings["dtype"])
-    batch = batch_of(settings, device)
-    models: dict[str, nn.Module] = {"dense": placed(decoder(), device, dtype)}
-    for share in settings["shares"]:
-        models[f"{share:g}"] = thin(placed(decoder(), device, dtype), share)
+    batch = batch_of(settings, torch.device(settings["device"]))
+    models = models_of(decoder, settings)
     one = batch["input_ids"][:, -1:]
 
     def step(model: nn.Module, cache: DynamicCache) -> None:
