@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = sorted((ROOT / "book" / "chapters").glob("*.ipynb"))
 # The house, from the ground up: a room imports from itself and from the rooms below.
 ROOMS = ["ground", "math", "layers", "model", "search", "cli", "lab"]
-GROUND = {"timing", "files", "progress", "devices"}
+GROUND = {"timing", "files", "progress", "devices", "callers"}
 MODULES = sorted((ROOT / "drone").glob("**/*.py"))
 
 

@@ -7,10 +7,11 @@ how many lines, the SHA-256 of all of them, and the first 8 digits of that of th
 """
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from drone.callers import warn
 
 SHORT = 8  # hex digits: enough to recognize, not to protect
 
@@ -157,15 +158,13 @@ def check_whole(path: Path, lines: Sequence[str], ends: bool) -> None:
             "cut off. If it is whole, add one."
         )
     if known is not None:
-        warnings.warn(
+        warn(
             f"{path}: another vintage than this book's, {len(lines)} lines of SHA-256 "
             f"{found} and not {known.lines} of {known.sha256}; results may differ.",
-            stacklevel=2,
         )
     elif len(lines) < COUNTS.get(name, 0):
-        warnings.warn(
+        warn(
             f"{path}: {len(lines)} lines; its publisher's has {COUNTS[name]}.",
-            stacklevel=2,
         )
 
 

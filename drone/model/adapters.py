@@ -1,13 +1,13 @@
 """What the library must know about an architecture: its layers and what can be thin."""
 
 import difflib
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
+from drone.callers import warn
 from drone.layers.attention import ATTENTION
 from drone.layers.linear import LowRankLinear, is_linear
 
@@ -172,7 +172,7 @@ def encoder_linears(
         text = f"{name}{more}: {reason}."
         if not linears:
             raise ValueError(text)
-        warnings.warn(f"left out: {text}", SkippedModuleWarning, stacklevel=3)
+        warn(f"left out: {text}", SkippedModuleWarning)
     if not linears:
         raise ValueError(f"{type(model).__name__}: no Linear in the encoder's layers.")
     return linears

@@ -1,13 +1,13 @@
 """Replace named modules of a model by low-rank ones."""
 
 import copy
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from drone import progress
+from drone.callers import warn
 from drone.layers.attention import (
     ATTENTION,
     LowRankSelfAttention,
@@ -152,11 +152,10 @@ def compress(
     _warn_ties(ties)
     _warn_few_tokens(seen)
     if not ranks:
-        warnings.warn(
+        warn(
             "no module was given a rank: the copy is the dense model. Give ranks such "
             "as {name: rank}; drone.encoder_linears(model) lists the names.",
             NothingReplacedWarning,
-            stacklevel=2,
         )
     return small
 
@@ -335,23 +334,21 @@ def _warn_above_break_even(small: nn.Module, ranks: Mapping[str, int]) -> None:
     ]
     if worse:
         more = f" and {len(worse) - 3} more" if len(worse) > 3 else ""
-        warnings.warn(
+        warn(
             f"{len(worse)} of {len(ranks)} layers are bigger than the dense ones they "
             f"replace: {', '.join(worse[:3])}{more}.",
             AboveBreakEvenWarning,
-            stacklevel=3,
         )
 
 
 def _warn_ties(ties: Mapping[str, str]) -> None:
     if ties:
         which = ", ".join(f"{name} (with {other})" for name, other in ties.items())
-        warnings.warn(
+        warn(
             f"a shared weight is no longer shared: {which}. The other module keeps it, "
             "so that the model grows by the new factors; leave such a module out "
             "unless speed is worth that.",
             BrokenTieWarning,
-            stacklevel=3,
         )
 
 
@@ -359,11 +356,10 @@ def _warn_few_tokens(seen: Mapping[str, SecondMoment]) -> None:
     few = [n for n, moment in seen.items() if FEW * moment.count < moment.dim]
     if few:
         worst = min(few, key=lambda n: seen[n].count / seen[n].dim)
-        warnings.warn(
+        warn(
             f"few tokens for {len(few)} of {len(seen)} modules: {worst} has "
             f"{seen[worst].dim} inputs and saw {seen[worst].count} tokens, so that "
             "most of what it keeps is chance. Calibrate on more rows; ten tokens an "
             "input are plenty.",
             FewTokensWarning,
-            stacklevel=3,
         )

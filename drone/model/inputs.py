@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from itertools import chain
 from pathlib import PurePath
 from typing import Any
 
@@ -276,13 +277,14 @@ def _where_it_runs(model: nn.Module) -> torch.device | None:
     device = getattr(hook, "execution_device", None)
     if device is not None:
         return torch.device(device)
-    found = device_of(model)
-    if found is not None and found.type == "meta":
+    first = next(chain(model.parameters(), model.buffers()), None)
+    # A subclass that says so may keep its numbers elsewhere; a plain tensor has none.
+    if first is not None and first.is_meta and type(first) in (Tensor, nn.Parameter):
         raise ValueError(
             f"the {type(model).__name__} is on the meta device: it has shapes and no "
             "weights. Load them first."
         )
-    return found
+    return device_of(model)
 
 
 def flat(batch: Mapping[str, Any]) -> dict[str, Any]:

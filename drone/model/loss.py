@@ -1,13 +1,13 @@
 """The loss of a model over batches: what a search may let grow."""
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from drone.callers import warn
 from drone.model.inputs import LABELS, flat, prepared, run
 
 # Computes a batch's mean loss where the model does not return it.
@@ -157,12 +157,11 @@ def mean_loss(
     if not pairs:
         raise ValueError("no batch to compute a loss on; at least one is needed.")
     if len(predicted) == 1 and len(labels) > 1:
-        warnings.warn(
+        warn(
             f"{type(model).__name__} predicts class {next(iter(predicted))} for every "
             f"row, and the labels are of {len(labels)} classes: its loss says little. "
             "Train it longer, or give batches that it tells apart.",
             OneClassWarning,
-            stacklevel=2,
         )
     return mean(pairs)
 

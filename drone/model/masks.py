@@ -4,7 +4,6 @@ A layer may see a batch's vectors transposed, flattened or shortened; shapes dec
 the mask lies over them. Which mask it is: `drone.model.streams`.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from drone.callers import warn
 from drone.model.inputs import flat
 
 # Models that lengthen their input at its end, to a multiple of a block.
@@ -222,12 +222,11 @@ def warn_of_left_pads(model: nn.Module, batch: Mapping[str, Any], number: int) -
     table = _position_table(model)
     if table is None:
         return False
-    warnings.warn(
+    warn(
         f"batch {number} is padded on the left, and {table} gives positions from the "
         "left, pads included: each token gets the position of another. Pad on the "
         "right (tokenizer.padding_side = 'right'), or give position_ids.",
         LeftPaddingWarning,
-        stacklevel=3,
     )
     return True
 

@@ -7,7 +7,6 @@ which sequence runs inside it. How it lies over the input is `drone.model.masks`
 """
 
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from drone.callers import warn
 from drone.model.inputs import arguments, flat
 from drone.model.masks import (
     HELPERS,
@@ -284,13 +284,12 @@ class Streams:
         if self.unmasked:
             names = list(self.unmasked)
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            warnings.warn(
+            warn(
                 f"no mask is known for {', '.join(names[:3])}{more}: every position "
                 "counts, pads too. Give a mask in the batch (attention_mask, "
                 "decoder_attention_mask, src_key_padding_mask, or labels with -100), "
                 "or mask= to calibrate; mask={'': None} says that all count.",
                 NoMaskWarning,
-                stacklevel=3,
             )
 
 
