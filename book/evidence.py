@@ -114,7 +114,8 @@ def lstm_tables() -> tuple[list[str], dict[str, float]]:
             rows.setdefault(row["share"], {})[row["method"]] = row
         for share, pair in rows.items():
             grown = {
-                name: 100 * math.expm1(row["test"] - dense) for name, row in pair.items()
+                name: 100 * math.expm1(row["test"] - dense)
+                for name, row in pair.items()
             }
             blocks = {
                 name: unpack(row["test_blocks"]).astype(float)

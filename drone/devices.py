@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def device_of(model: nn.Module) -> torch.device | None:
@@ -32,6 +34,19 @@ def to_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     # dict: of other mappings, such as a tokenizer's, tree_map sees no inside
     moved = tree_map_only(Tensor, lambda tensor: tensor.to(device), dict(batch))
     return dict(moved)
+
+
+def placed(
+    model: Model, device: torch.device | str, dtype: torch.dtype | None = None
+) -> Model:
+    """Move a model, in place, and return it, as the class it is.
+
+    transformers wraps `to` so that a type checker takes its first argument for `self`.
+
+    >>> placed(nn.Linear(2, 2), "meta", torch.float16).weight.dtype
+    torch.float16
+    """
+    return model.to(device=device, dtype=dtype)
 
 
 def double(tensor: Tensor) -> Tensor:

@@ -245,7 +245,7 @@ def test_costs_are_measured_on_the_models_device(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_search_runs_and_its_plan_goes_to_another_device_and_dtype(
+def test_every_search_runs_and_its_plan_goes_to_another_device(
     device: torch.device, tiny_bert: PreTrainedModel, task: Any, method: str
 ) -> None:
     batches = task(tiny_bert)
@@ -256,9 +256,10 @@ def test_every_search_runs_and_its_plan_goes_to_another_device_and_dtype(
     there, here = plan.apply(model), plan.apply(tiny_bert)
     assert places(there) == {device.type} and places(here) == {"cpu"}
     same(there, here, {k: v for k, v in batches[0].items() if k != "labels"})
-    half = plan.apply(copy.deepcopy(tiny_bert).bfloat16())
-    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in there.parameters()} == {torch.float32}
+    # Rounded weights are other weights; what was searched is applied, then rounded.
+    with pytest.raises(ValueError, match="not those that were searched"):
+        plan.apply(copy.deepcopy(tiny_bert).bfloat16())
 
 
 def quick(found: costs.Costs) -> costs.Costs:

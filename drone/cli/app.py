@@ -150,7 +150,8 @@ def bench(
     with _clearly():
         columns = [text] if text2 is None else [text, text2]
         rows = read_rows(data, columns, label)
-        models, batches = {}, []
+        models: dict[str, Any] = {}
+        batches: list[dict[str, Tensor]] = []
         for name, folder in (("first", first), ("second", second)):
             model, tokenizer = _load(folder)
             ids = label_ids(rows, model.config.label2id, data)

@@ -53,7 +53,8 @@ def shaped(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     for name in sorted(ranks, key=linear.__getitem__):
         thin = costs._thin(small.get_submodule(name), ranks[name])
         small.set_submodule(name, thin)
-    return small.eval()
+    small.eval()
+    return small
 
 
 def time_shapes(settings: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -4,7 +4,6 @@ Whatever source, branch or commit a folder comes from, its content decides: the 
 of the weights, each field of the config, and what the tokenizer makes of a text.
 """
 
-import copy
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from transformers import (
 )
 
 from drone.files import check_sha256, tensors_sha256, user_folder
+from drone.lab.depth import only_layers
 from drone.lab.keys import ORIGIN, digest
 from drone.progress import quiet
 
@@ -362,14 +362,10 @@ def keep_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
     Raises:
         ValueError: `count` is not allowed, or the model is built in another way.
     """
-    small = copy.deepcopy(model)
-    encoder = getattr(small.base_model, "encoder", None)
+    encoder = getattr(model.base_model, "encoder", None)
     layers = getattr(encoder, "layer", None)
-    if not isinstance(encoder, nn.Module) or not isinstance(layers, nn.ModuleList):
+    if not isinstance(layers, nn.ModuleList):
         raise ValueError(f"{type(model).__name__} has no list encoder.layer to cut.")
     if not 1 <= count <= len(layers):
         raise ValueError(f"count is {count}; 1 to {len(layers)} layers can be kept.")
-    encoder.layer = layers[:count]
-    encoder.layer.training = layers.training  # the new list starts in training mode
-    small.config.num_hidden_layers = count
-    return small
+    return only_layers(model, range(count))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from drone.devices import placed
 from drone.files import check_sha256, sha256, whole_file
 from drone.lab import data, encoders
 from drone.lab.batches import tokenize
@@ -230,7 +231,7 @@ class Bench:
         return run_case(self.store, "dense", self.settings, lambda _: self._dense())
 
     def _dense(self) -> dict[str, Any]:
-        model = copy.deepcopy(self._start[0]).to(self.device)
+        model = placed(copy.deepcopy(self._start[0]), self.device)
         fit = self.fit
         if model.config.num_labels == 1:
             # a head that starts at the mean score need not first learn it
@@ -265,7 +266,8 @@ class Bench:
         check_sha256(self._weights, case.result["weights"])
         model = copy.deepcopy(self._start[0])
         model.load_state_dict(load_file(self._weights))
-        return model.to(self.device).eval()
+        model.eval()
+        return placed(model, self.device)
 
     @cached_property
     def _told(self) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drone import progress
+from drone.devices import placed
 from drone.files import tensors_sha256, whole_folder
 from drone.lab import keys
 from drone.lab.cache import cached_training, newest_whole, refuse_diverged, seal
@@ -303,7 +304,7 @@ def train(
 
     def run(start: LSTMLanguageModel, checkpoints: Path) -> dict[str, Any]:
         if torch.cuda.is_available():  # as Trainer does
-            start.to("cuda")
+            placed(start, "cuda")
         return _train(start, ids, validation, recipe, seed, checkpoints)
 
     kept = cached_training(f"language model, seed {seed}", model, inputs, run, cache)

@@ -140,7 +140,7 @@ def logits_of(model: PreTrainedModel, rows: Rows, size: int = 128) -> Tensor:
         rows: to be scored.
         size: rows at once.
     """
-    found = None
+    found: Tensor | None = None
     with frozen(model):
         for index, batch in rows.batches(size):
             batch.pop("labels")

@@ -131,7 +131,7 @@ def check(notebook: Path, given: Mapping[str, Any], rules: Mapping[str, Rule]) -
         ValueError: all that is wrong, a line each, with the nearest name.
     """
     known = declared(notebook)
-    wrong = []
+    wrong: list[str] = []
     for name, value in given.items():
         if name in known:
             rule = {"type": known[name].kind} | dict(rules.get(name, {}))

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from drone.devices import placed
 from drone.lab.cases import run_case
 from drone.layers.linear import LowRankLinear
 from drone.math.factorize import break_even_rank
@@ -39,7 +40,9 @@ REPEATS = 30
 
 def bert_base() -> PreTrainedModel:
     """Make BERT-base's shapes: 12 layers, hidden 768, inner 3072; random weights."""
-    return BertModel(BertConfig(), add_pooling_layer=False).eval()
+    model = BertModel(BertConfig(), add_pooling_layer=False)
+    model.eval()
+    return model
 
 
 def decoder() -> PreTrainedModel:
@@ -53,7 +56,9 @@ def decoder() -> PreTrainedModel:
         num_key_value_heads=4,
         max_position_embeddings=1024,
     )
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config)
+    model.eval()
+    return model
 
 
 def thin(model: nn.Module, share: float) -> nn.Module:
@@ -117,14 +122,22 @@ def speedups(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     return found
 
 
-def encoder_case(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Time dense BERT-base beside thin ones, launched one by one and as a graph."""
+def models_of(
+    make: Callable[[], PreTrainedModel], settings: Mapping[str, Any]
+) -> dict[str, nn.Module]:
+    """Make the dense model, and thin ones by their share, where they are timed."""
     torch.manual_seed(0)
     device, dtype = torch.device(settings["device"]), getattr(torch, settings["dtype"])
-    batch = batch_of(settings, device)
-    models = {"dense": bert_base().to(device, dtype)}
+    models: dict[str, nn.Module] = {"dense": placed(make(), device, dtype)}
     for share in settings["shares"]:
-        models[f"{share:g}"] = thin(bert_base().to(device, dtype), share)
+        models[f"{share:g}"] = thin(placed(make(), device, dtype), share)
+    return models
+
+
+def encoder_case(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Time dense BERT-base beside thin ones, launched one by one and as a graph."""
+    device = torch.device(settings["device"])
+    batch, models = batch_of(settings, device), models_of(bert_base, settings)
     result = {"launched": speedups({n: partial(m, **batch) for n, m in models.items()})}
     if device.type == "cuda":
         graphs = {name: graphed(model, batch) for name, model in models.items()}
@@ -134,12 +147,8 @@ def encoder_case(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def decoder_case(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Time a decoder's reading of a prompt, and one word after it."""
-    torch.manual_seed(0)
-    device, dtype = torch.device(settings["device"]), getattr(torch, settings["dtype"])
-    batch = batch_of(settings, device)
-    models = {"dense": decoder().to(device, dtype)}
-    for share in settings["shares"]:
-        models[f"{share:g}"] = thin(decoder().to(device, dtype), share)
+    batch = batch_of(settings, torch.device(settings["device"]))
+    models = models_of(decoder, settings)
     one = batch["input_ids"][:, -1:]
 
     def step(model: nn.Module, cache: DynamicCache) -> None:
@@ -160,7 +169,7 @@ def calibration_case(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Say what calibration costs, in forward passes of the same batch."""
     torch.manual_seed(0)
     device = torch.device(settings["device"])
-    model, batch = bert_base().to(device), batch_of(settings, device)
+    model, batch = placed(bert_base(), device), batch_of(settings, device)
 
     def forward() -> None:
         model(**batch)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from drone.lab.depth import only_layers
 from drone.model.adapters import encoder_layers, encoder_linears
@@ -71,7 +72,7 @@ class Speeds:
 
 
 def measure_speeds(
-    model: nn.Module,
+    model: PreTrainedModel,
     batch: Mapping[str, Tensor],
     most: int = 30,
     agree: float = 0.05,
@@ -116,7 +117,7 @@ def measure_speeds(
     return replace(best, conditions=conditions)
 
 
-def _measure_once(model: nn.Module, batch: Mapping[str, Tensor]) -> Speeds:
+def _measure_once(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Speeds:
     # blocks too, beside the queries and keys inside them: a method takes one or other
     wanted = set(searchable(model)) | set(encoder_linears(model))
     names = [name for name, _ in model.named_modules() if name in wanted]

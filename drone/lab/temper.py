@@ -55,9 +55,9 @@ def tempered(
     divisor = temperature(logits, torch.cat([batch["labels"] for batch in batches]))
     head = last_linear(small)
     with torch.no_grad():
-        head.weight /= divisor
+        head.weight.div_(divisor)
         if head.bias is not None:
-            head.bias /= divisor
+            head.bias.div_(divisor)
     return small, divisor
 
 

@@ -25,6 +25,17 @@ class SkippedModuleWarning(UserWarning):
 # --- the layers, found by structure ------------------------------------------------
 
 
+def as_names(names: str | Iterable[str] | None) -> list[str] | None:
+    """Return names as a list, one alone too; None, they are to be found, stays None.
+
+    >>> as_names("encoder.layer")
+    ['encoder.layer']
+    """
+    if names is None:
+        return None
+    return [names] if isinstance(names, str) else list(names)
+
+
 def encoder_layers(
     model: nn.Module, layers: str | Iterable[str] | None = None
 ) -> dict[str, nn.Module]:
@@ -46,10 +57,10 @@ def encoder_layers(
     >>> list(encoder_layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU())))
     ['0', '1']
     """
-    if layers is None:
+    lists = as_names(layers)
+    if lists is None:
         lists = _lists(model)
     else:
-        lists = [layers] if isinstance(layers, str) else list(layers)
         for name in lists:
             if not isinstance(module_named(model, name), _CONTAINERS):
                 raise ValueError(

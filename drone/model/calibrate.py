@@ -15,13 +15,8 @@ from drone.devices import to_device
 from drone.math.moments import SecondMoment
 from drone.model.adapters import encoder_linears, module_named
 from drone.model.inputs import arguments, prepared, run
-from drone.model.masks import (
-    Override,
-    Streams,
-    mask_of,
-    one_row_more,
-    warn_of_left_pads,
-)
+from drone.model.masks import mask_of, one_row_more, warn_of_left_pads
+from drone.model.streams import Override, Streams
 
 __all__ = ["Collector", "calibrate", "frozen", "mask_of", "to_device", "watch_inputs"]
 

@@ -284,16 +284,18 @@ def replace_module(
             raise ValueError(f"a {type(found).__name__} does not fit this module.")
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    if isinstance(new, LowRankLinear) and _is_shared(small, dense.bias):
-        new.bias = dense.bias  # BERT's decoder shares it with the head; it still does
+    if isinstance(new, LowRankLinear):
+        bias = dense.bias
+        if isinstance(bias, nn.Parameter) and _is_shared(small, bias):
+            new.bias = bias  # BERT's decoder shares it with the head; it still does
     new._forward_hooks.update(dense._forward_hooks)
     swap(small, name, new)
 
 
-def _is_shared(model: nn.Module, parameter: Any) -> bool:
+def _is_shared(model: nn.Module, parameter: nn.Parameter) -> bool:
     """Whether several modules have this parameter."""
     every = [p for module in model.modules() for p in module._parameters.values()]
-    return parameter is not None and sum(p is parameter for p in every) > 1
+    return sum(p is parameter for p in every) > 1
 
 
 def _compress_in_order(

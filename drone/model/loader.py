@@ -60,8 +60,10 @@ class DroneLoader(HfQuantizer):
         assert isinstance(described, DroneConfig)  # registered for it
         files = [Path(file) for file in checkpoint_files or []]
         folder = files[0].parent if files else Path()
-        if Path(model.config.name_or_path).is_dir():  # not a name on the hub
-            folder = Path(model.config.name_or_path)
+        origin = model.config.name_or_path
+        assert origin is not None  # from_pretrained has written it there
+        if Path(origin).is_dir():  # not a name on the hub
+            folder = Path(origin)
         check_inside(folder, files)
         check_digests(folder, files, described.sha256)
         found = headers(files)
@@ -228,6 +230,7 @@ def _thin_lstm(lstm: nn.LSTM, name: str, ranks: Rank) -> LowRankLSTM:
     if not isinstance(ranks, dict):
         raise ValueError(f"{name} is an LSTM; {{weight: rank}} is needed, not {ranks}.")
     hidden, like = lstm.hidden_size, lstm.weight_ih_l0
+    assert isinstance(like, Tensor)  # every nn.LSTM has a first layer
     layers = []
     for number in range(lstm.num_layers):
         into = hidden if number else lstm.input_size
@@ -274,7 +277,7 @@ def _check_all(folder: Path, model: PreTrainedModel, stored: Stored) -> None:
     has = model.state_dict()
     pooler = [key for key in has if key.startswith("pooler.")]
     if pooler and not stored.keys() & set(pooler):
-        model.pooler = None
+        model.register_module("pooler", None)
         has = model.state_dict()
     for key, tensor in has.items():
         _check_one(folder, key, stored.get(key), tensor)

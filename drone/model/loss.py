@@ -116,12 +116,12 @@ def _shifts(model: nn.Module) -> bool:
     """
     if not hasattr(model, "loss_type") or not hasattr(model, "can_generate"):
         return False
-    config: Any = model.config
+    known: Any = model  # to nn.Module's types, these are tensors or modules
     code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
     own_loss = code is None or "loss_function" not in code.co_names
-    if own_loss or getattr(config, "is_encoder_decoder", False):
+    if own_loss or getattr(known.config, "is_encoder_decoder", False):
         return False
-    return model.loss_type in (None, "ForCausalLM") and bool(model.can_generate())
+    return known.loss_type in (None, "ForCausalLM") and bool(known.can_generate())
 
 
 def mean_loss(
@@ -174,7 +174,7 @@ def _note_classes(
     if not isinstance(right, Tensor) or right.ndim != 1 or right.is_floating_point():
         return
     if isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] > 1:
-        labels.update(right.unique().tolist())
+        labels.update(right.unique().cpu().tolist())
         predicted.update(logits.argmax(1).unique().tolist())
 
 

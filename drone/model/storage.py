@@ -206,12 +206,14 @@ def _class_named(
             f"class's name is needed. {hint}"
         )
     (name,) = names
-    found = [getattr(transformers, name, None)] if name.isidentifier() else []
+    found: list[Any] = (
+        [getattr(transformers, name, None)] if name.isidentifier() else []
+    )
     if found != [None]:
         found = [c for c in found if isinstance(c, type)]
     else:
         found = [c for c in _subclasses(PreTrainedModel) if c.__name__ == name]
-    fitting = [
+    fitting: list[type[PreTrainedModel]] = [
         c
         for c in found
         if issubclass(c, PreTrainedModel)
@@ -225,7 +227,7 @@ def _class_named(
     return fitting[0]
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def _subclasses(kind: type[PreTrainedModel]) -> Iterator[type[PreTrainedModel]]:
     """Yield all classes derived from one, that are imported."""
     for each in kind.__subclasses__():
         yield each

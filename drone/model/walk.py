@@ -14,7 +14,8 @@ from drone.model.adapters import encoder_layers, module_named, names_of
 from drone.model.calibrate import Collector, probe, watch_inputs
 from drone.model.inputs import prepared, run
 from drone.model.loss import LossFunction, batch_loss, mean, mean_loss
-from drone.model.masks import Stream, Streams, mask_of
+from drone.model.masks import Layouts, Stream, mask_of
+from drone.model.streams import Streams
 
 __all__ = ["Walk", "input_name", "mean_loss"]  # the last one lives in loss.py
 
@@ -78,7 +79,7 @@ class Walk:
             raise ValueError("no batch to calibrate on; at least one is needed.")
         self._states: list[Tensor] = []
         self._streams: list[Stream | None] = [None] * len(self.batches)
-        self._layouts: dict[tuple[str, int], str] = {}
+        self._layouts = Layouts(self.model, [])
         self._unmasked: dict[str, None] = {}
         # Layers that are walked one by one all get the same other arguments.
         self._rest: list[tuple[tuple[Any, ...], dict[str, Any]]] = []

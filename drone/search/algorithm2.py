@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from drone import progress
+from drone.model.adapters import as_names
 from drone.model.calibrate import frozen
 from drone.model.compress import check_module, factorize_module, replace_module
 from drone.model.inputs import prepare
@@ -128,8 +129,8 @@ def search_ranks(
         raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}.")
     started = time.perf_counter()
     batches = prepare(batches, model)
-    layers = [layers] if isinstance(layers, str) else layers and list(layers)
-    names = searchable(model, layers) if modules is None else list(modules)
+    lists = as_names(layers)
+    names = searchable(model, lists) if modules is None else list(modules)
     if not batches or not names:
         raise ValueError("at least one batch and one module are needed.")
     for name in names:
@@ -137,7 +138,7 @@ def search_ranks(
     book = Trials(
         trace,
         lambda: search_key(
-            model, batches, names, goal, list(grid), method, layers, described(loss)
+            model, batches, names, goal, list(grid), method, lists, described(loss)
         ),
     )
     with book, frozen(model), _random_state_kept(model):
@@ -148,7 +149,7 @@ def search_ranks(
             known: Found = {}
 
             def run(increase: float) -> Outcome:
-                walk = Walk(copy.deepcopy(model), batches, costs.modules, layers, loss)
+                walk = Walk(copy.deepcopy(model), batches, costs.modules, lists, loss)
                 return _algorithm_2(walk, increase, costs, book, known)
 
             if goal.loss_increase is not None:
@@ -158,7 +159,7 @@ def search_ranks(
                 goal.check(costs, ranks)
                 found = smallest_budget(run, lambda r: goal.reached(costs, r))
         else:
-            walk = Walk(copy.deepcopy(model), batches, costs.modules, layers, loss)
+            walk = Walk(copy.deepcopy(model), batches, costs.modules, lists, loss)
             found = along_a_path(walk, costs, method, goal, book, loss)
         afresh = mean_loss(found.small, batches, loss)
     if goal.loss_increase is not None:
@@ -176,7 +177,7 @@ def search_ranks(
         layer_forwards=found.forwards + book.spared_layers,
         seconds=time.perf_counter() - started + book.spared_seconds,
         model_sha256=weights_sha256(model),
-        layers=layers,
+        layers=lists,
         modules={name: found.small.get_submodule(name) for name in found.ranks},
     )
 
@@ -214,7 +215,7 @@ def _random_state_kept(model: nn.Module) -> AbstractContextManager[None]:
 
 def _costs(
     model: nn.Module,
-    batches: list[Mapping[str, Any]],
+    batches: Sequence[Mapping[str, Any]],
     names: list[str],
     grid: Sequence[float],
     times: Costs | None,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import combinations
@@ -263,7 +263,7 @@ def described(loss: Callable[..., Any] | None) -> str:
     return f"{name} {code.co_code.hex()} {code.co_consts} {code.co_names}"
 
 
-def _config(config: Any, batches: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _config(config: Any, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a config's settings, without what names a folder or fills itself in."""
     settings: dict[str, Any] = config.to_dict()
     settings.pop("_name_or_path", None)
@@ -280,7 +280,7 @@ def _config(config: Any, batches: list[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def search_key(
-    model: nn.Module, batches: list[Mapping[str, Any]], *settings: Any
+    model: nn.Module, batches: Sequence[Mapping[str, Any]], *settings: Any
 ) -> str:
     """SHA-256 over all that decides the losses of a search, and not the clock.
 

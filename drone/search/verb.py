@@ -12,7 +12,7 @@ from drone.math.attention import AttentionFactorization
 from drone.math.factorize import Factorization, break_even_rank
 from drone.math.moments import SecondMoment
 from drone.model import compress as by_ranks
-from drone.model.adapters import encoder_linears
+from drone.model.adapters import as_names, encoder_linears
 from drone.model.calibrate import calibrate
 from drone.model.loss import LossFunction
 from drone.search.algorithm2 import search_ranks
@@ -131,7 +131,7 @@ def compress(
     48.4% of their weights kept
     """
     _check_kinds(ranks, moments, batches, filter)
-    layers = [layers] if isinstance(layers, str) else layers and list(layers)
+    lists = as_names(layers)
     wishes = {"ranks": ranks, "speedup": speedup, "loss_increase": loss_increase}
     given = [name for name, value in wishes.items() if value is not None]
     if len(given) != 1:
@@ -152,7 +152,7 @@ def compress(
             factorizations=factorizations,
             batches=batches,
             sequential=sequential,
-            layers=layers,
+            layers=lists,
         )
         return _told(small, model, "given ranks", ranks, list(ranks))
     if ranks is None or method is not None:
@@ -164,10 +164,10 @@ def compress(
         if isinstance(ranks, Integral):
             raise ValueError("a method chooses ranks; for one rank leave method out.")
         goal = Goal(loss_increase, speedup, None if ranks is None else float(ranks))
-        return _searched(model, goal, batches, filter, method or "drone", layers, loss)
+        return _searched(model, goal, batches, filter, method or "drone", lists, loss)
     if loss is not None:
         raise ValueError("loss goes with a search: speedup, loss_increase or a method.")
-    linears = _allowed(encoder_linears(model, layers), filter)
+    linears = _allowed(encoder_linears(model, lists), filter)
     if isinstance(ranks, Integral):
         asked, chosen = f"rank {ranks}", _one_rank(linears, int(ranks))
     else:
@@ -183,7 +183,7 @@ def compress(
         factorizations=factorizations,
         batches=batches,
         sequential=sequential,
-        layers=layers if sequential else None,
+        layers=lists if sequential else None,
     )
     return _told(small, model, asked, chosen, list(linears))
 
@@ -252,7 +252,7 @@ def _allowed(modules: Mapping[str, Any], filter: Filter | None) -> dict[str, Any
     return kept
 
 
-def _one_rank(linears: Mapping[str, nn.Module], rank: int) -> dict[str, int]:
+def _one_rank(linears: Mapping[str, Any], rank: int) -> dict[str, int]:
     """Give a rank to all Linears that gain from it.
 
     Raises:
@@ -267,7 +267,7 @@ def _one_rank(linears: Mapping[str, nn.Module], rank: int) -> dict[str, int]:
     return {name: rank for name, limit in largest.items() if rank <= limit}
 
 
-def _one_share(linears: Mapping[str, nn.Module], share: float) -> dict[str, int]:
+def _one_share(linears: Mapping[str, Any], share: float) -> dict[str, int]:
     """Give every Linear the same fraction of its largest rank that saves.
 
     The largest fraction that keeps at most this share of all their parameters. Ranks
@@ -276,7 +276,7 @@ def _one_share(linears: Mapping[str, nn.Module], share: float) -> dict[str, int]
     Raises:
         ValueError: even the smallest ranks keep more.
     """
-    sizes = {name: tuple(linear.weight.shape) for name, linear in linears.items()}
+    sizes: dict[str, tuple[int, int]] = {n: m.weight.shape for n, m in linears.items()}
     largest = {name: break_even_rank(*size) for name, size in sizes.items()}
     dense = sum(out * into for out, into in sizes.values())
 

@@ -481,7 +481,7 @@ def test_the_key_changes_with_whatever_goes_into_the_training(
 def test_next_to_no_learning_rate_changes_nothing_and_every_token_is_seen_once(
     run: Run, corpus: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(language, "bfloat16_gains", lambda _=None: False)
+    monkeypatch.setattr(language, "bfloat16_gains", lambda *_: False)
     start = made(dropout=0.0)
     found = run(
         model=start, recipe=replace(RECIPE, learning_rate=1e-30), ids=corpus[1:]
@@ -516,7 +516,7 @@ def test_a_step_goes_down_the_gradient_and_no_further_than_the_clip(
     clip: float,
     clipped: bool,
 ) -> None:
-    monkeypatch.setattr(language, "bfloat16_gains", lambda _=None: False)
+    monkeypatch.setattr(language, "bfloat16_gains", lambda *_: False)
     start = made(dropout=0.0)
     ((before, labels),) = windows(corpus, 4, len(corpus))
     output = copy.deepcopy(start)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 import drone
 from drone.lab import language, lstm_train
 from drone.lab.cases import read_cases, unpack
-from drone.lab.lstm_job import Study, chosen_rate, stages
+from drone.lab.lstm_job import stages
 from drone.lab.lstm_model import LSTMConfig, LSTMLanguageModel
 from drone.lab.lstm_read import BLOCKS, by_band, compared, mean_losses, read_texts
 from drone.lab.lstm_step import Parts, Step, checked_step, multiplied, parts_of
+from drone.lab.lstm_study import Study, chosen_rate
 from drone.lab.lstm_thin import (
     KINDS,
     balanced,
@@ -476,7 +477,7 @@ def test_a_study_runs_once_to_its_end_and_is_read_after(
     monkeypatch.setitem(
         SIZES, "tiny", lstm_train.Size(24, 0.1, 0.1, 2, 1, 2.0, 5.0, math.nan)
     )
-    monkeypatch.setattr("drone.lab.lstm_job.SHARES", (0.3, 0.6))
+    monkeypatch.setattr("drone.lab.lstm_study.SHARES", (0.3, 0.6))
     monkeypatch.setattr("drone.lab.lstm_job.RETRAINED", (0.3,))
     texts = {"train": text(9000), "valid": text(800, 1), "test": text(700, 2)}
     recipe = SIZES["tiny"].recipe()
