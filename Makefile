@@ -32,7 +32,7 @@ export DRONE_CACHE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help book test benchmark lint run edition prose rename refresh models lock clean need-chapter
+.PHONY: help book test benchmark lint run edition prose evidence rename refresh models lock clean need-chapter
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -83,6 +83,9 @@ edition: need-chapter $(STAMP) ## run a chapter with the edition's parameters, p
 
 prose: need-chapter $(STAMP) ## give a published chapter the new text; its results stay
 	$(PY) book/publish.py prose "$(strip $(CHAPTER))"
+
+evidence: $(STAMP) ## remake the page of finished cases; DRONE_DATA must be set
+	$(PY) book/evidence.py
 
 rename: $(STAMP) ## give chapters the new names of book/renamed.yaml, without a run
 	$(PY) book/rename.py

@@ -175,7 +175,7 @@ def _note_classes(
         return
     if isinstance(logits, Tensor) and logits.ndim == 2 and logits.shape[1] > 1:
         labels.update(right.unique().cpu().tolist())
-        predicted.update(logits.argmax(1).unique().tolist())
+        predicted.update(logits.argmax(1).unique().cpu().tolist())
 
 
 def mean(pairs: list[tuple[float, int]]) -> float:

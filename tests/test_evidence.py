@@ -1,0 +1,48 @@
+"""The page of finished cases says what they hold, and somebody has read them."""
+
+import importlib.util
+import os
+import re
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def evidence() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "evidence", ROOT / "book" / "evidence.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_sentences_were_written_about_these_cases(evidence: ModuleType) -> None:
+    assert evidence.digest() == evidence.READ, "read the page again, then stamp it"
+
+
+def test_any_change_of_a_case_asks_for_a_reader(
+    evidence: ModuleType, tmp_path: Path
+) -> None:
+    shutil.copytree(ROOT / "book" / "cases", tmp_path / "cases")
+    path = next((tmp_path / "cases" / "retrain").glob("*.json"))
+    path.write_text(path.read_text().replace("accuracy", "accuracy ", 1))
+    assert evidence.digest(tmp_path / "cases") != evidence.READ
+
+
+@pytest.mark.skipif("DRONE_DATA" not in os.environ, reason="needs the labels of MRPC")
+def test_the_page_is_made_from_the_cases(evidence: ModuleType) -> None:
+    assert evidence.PAGE.read_text(encoding="utf-8") == evidence.page()
+
+
+def test_no_result_is_typed_into_the_sentences(evidence: ModuleType) -> None:
+    written = re.sub(r"\{.*?\}", "", evidence.WRITTEN.read_text(encoding="utf-8"))
+    typed = re.findall(r"\d+\.\d+", written)
+    # Zaremba et al.'s perplexity, and the speeds that are asked for
+    assert set(typed) <= {"78.4", "1.5"}
