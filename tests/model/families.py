@@ -70,9 +70,9 @@ def padded(rows: list[Batch]) -> Batch:
     return batch
 
 
-def text_rows(labels: str) -> list[Batch]:
+def text_rows(labels: str, lengths: tuple[int, ...] = LENGTHS) -> list[Batch]:
     found = []
-    for number, length in enumerate(LENGTHS):
+    for number, length in enumerate(lengths):
         ids = torch.randint(5, VOCABULARY, (1, length))
         row = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if labels == "row":
@@ -190,13 +190,15 @@ def hub(
     return Family(name, kind, build, rows, collate)
 
 
-def encoder(stem: str, name: str = "", **more: Any) -> Family:
+def encoder(
+    stem: str, name: str = "", lengths: tuple[int, ...] = LENGTHS, **more: Any
+) -> Family:
     return hub(
         name or stem,
         "encoder",
         f"{stem}ForSequenceClassification",
         BERT | more,
-        lambda: text_rows("row"),
+        lambda: text_rows("row", lengths),
         config=f"{stem}Config",
     )
 
@@ -329,7 +331,8 @@ FAMILIES = [
         "MobileBert", "MobileBERT", embedding_size=16, intra_bottleneck_size=16,
         true_hidden_size=16,
     ),
-    encoder("Longformer", attention_window=[8, 8]),
+    # It pads a row to its window by itself: these lengths need no such pads.
+    encoder("Longformer", lengths=(12, 8, 4), attention_window=[4, 4]),
     encoder("BigBird", attention_type="original_full"),
     encoder("RoFormer", embedding_size=32),
     encoder("MegatronBert", "Megatron-BERT"),
@@ -622,8 +625,9 @@ KINDS = {
 REMEDIES = {
     "SqueezeBERT": "Its layers are grouped convolutions, which `drone` does not "
     "factorize: there is nothing to compress but the pooler and the head.",
-    "Longformer": "Its layers see the length first, padded to a multiple of the "
-    "window. Give batches without pads whose length is such a multiple, or `mask=`.",
+    "Longformer": "Its global projections (`query_global`) see the marked tokens alone "
+    "and are counted wrongly: leave them dense, or give `mask=`. Rows are padded to its "
+    "window inside the model; give lengths that are such multiples.",
     "FNet": "It mixes all positions of a row, pads too, and takes no mask. Put rows of "
     "one length into a batch.",
     "Nyströmformer": "Its landmarks are means over all positions, pads too. Put rows "
