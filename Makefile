@@ -32,10 +32,10 @@ export DRONE_CACHE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help book test benchmark lint run edition prose evidence rename refresh models lock clean need-chapter
+.PHONY: help book test test-fast models benchmark lint run edition prose evidence rename refresh models lock clean need-chapter
 
 help: ## list these targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -55,8 +55,14 @@ $(SITE)/index.html: $(STAMP) $(SOURCES)
 	$(BIN)/jupyter-book build . --warningiserror --keep-going
 	@touch $@
 
+# Two processes of one thread each; notebooks alone, with all threads, as a reader runs.
 test: $(STAMP) $(AXE) ## set up if needed, run all tests
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile
+	$(BIN)/pytest notebooks
+
+test-fast: $(STAMP) ## the mathematics, layers and whole models, in three minutes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q tests/math tests/layers tests/search \
+	  tests/model/test_compress.py tests/model/test_walk.py tests/test_structure.py
 
 # axe-core checks accessibility in the browser tests; without npm those tests skip.
 $(AXE): tests/browser/package.json tests/browser/package-lock.json
