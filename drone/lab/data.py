@@ -121,8 +121,8 @@ def load(
     """Load a corpus.
 
     Args:
-        name: one of `drone.data.NAMES`: `ptb`, a GLUE task (`cola sst2 mrpc stsb qqp
-            mnli qnli rte`), `agreement` or `python-docs`.
+        name: one of `drone.lab.data.NAMES`: `ptb`, a GLUE task (`cola sst2 mrpc
+            stsb qqp mnli qnli rte`), `agreement` or `python-docs`.
         source: `embedded` (only `agreement` and `python-docs`; needs nothing but the
             installed packages), `local` (`$DRONE_DATA/ptb/ptb.{train,valid,test}.txt`,
             `$DRONE_DATA/glue/<TASK>/{train,dev}.tsv`) or `hub`.

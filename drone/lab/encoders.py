@@ -164,7 +164,7 @@ def encoder(
     """Return a pretrained encoder with a fresh classification head.
 
     Args:
-        name: one of `drone.models.ENCODERS`: `minilm`, `mpnet-base`, `bert-base`.
+        name: one of `drone.lab.encoders.ENCODERS`: `minilm`, `mpnet-base`, `bert-base`.
         source: `embedded` (`minilm` only: an installed package carries it), `local`
             (a folder `$DRONE_MODELS/<repository name>/`) or `hub`.
         num_labels: outputs of the head; 1 makes it a regression.

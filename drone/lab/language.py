@@ -272,7 +272,7 @@ def train(
         validation: (tokens,); its perplexity is reported after each epoch.
         recipe: the hyperparameters; None: the defaults.
         seed: of dropout.
-        cache: as in `drone.training.fine_tune`.
+        cache: as in `drone.lab.training.fine_tune`.
 
     Returns:
         A trained copy.

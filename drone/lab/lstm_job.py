@@ -32,7 +32,7 @@ def load_texts() -> tuple[Vocabulary, dict[str, Tensor]]:
     """Read Penn Treebank from `$DRONE_DATA/ptb`: `train`, `valid` and `test`.
 
     Raises:
-        FileNotFoundError, ValueError: as `drone.data.load`.
+        FileNotFoundError, ValueError: as `drone.lab.data.load`.
     """
     splits = data.load("ptb", "local")
     vocabulary = Vocabulary.of(splits["train"]["sentence"])

@@ -50,7 +50,7 @@ def evaluate(
         model: a classifier; its mode is restored.
         rows: from `tokenize`.
         tokenizer: pads each batch.
-        task: one of `drone.data.TASKS`.
+        task: one of `drone.lab.data.TASKS`.
         batch_size: rows at once. Rows are sorted by length, so few pads are computed.
 
     Returns:
@@ -82,7 +82,7 @@ def paired_bootstrap(
     rows of the kind would give, not of another training. Chapter 7.
 
     Args:
-        task: one of `drone.data.TASKS`; its first metric counts.
+        task: one of `drone.lab.data.TASKS`; its first metric counts.
         labels: (rows,).
         before: logits of one model, (rows, outputs), from `predict`.
         after: logits of the other on the same rows.

@@ -130,8 +130,8 @@ def fine_tune(
     """Fine-tune an encoder on a task's training split, or read it from the cache.
 
     Args:
-        encoder: a name of `drone.models.ENCODERS`.
-        task: a name of `drone.data.TASKS`.
+        encoder: a name of `drone.lab.encoders.ENCODERS`.
+        task: a name of `drone.lab.data.TASKS`.
         encoder_source: `embedded`, `local` or `hub`.
         data_source: `embedded`, `local` or `hub`.
         rows: train on so many rows, drawn at random with `seed`; None: on all.
