@@ -53,7 +53,7 @@ def digest(folder: Path = CASES) -> str:
 def interval(draws: np.ndarray) -> str:
     """Write the middle 95 % of bootstrap draws."""
     low, high = np.percentile(draws, [2.5, 97.5])
-    return f"[{low:.1f}, {high:.1f}]"
+    return f"[{low:.1f},\u00a0{high:.1f}]"  # no break inside
 
 
 def labels_of(task: str) -> np.ndarray:

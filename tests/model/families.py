@@ -699,11 +699,9 @@ def page(found: list[Outcome]) -> str:
     for each in found:
         told = {getattr(each, c): None for c in CHECKS if not _good(getattr(each, c))}
         if told:
-            said = "; ".join(text.removeprefix("error: ") for text in told)
+            said = "; ".join(text.removeprefix("error: ").rstrip(".") for text in told)
             lines += [
-                f"{each.name}",
-                f": {said}",
-                f"  {REMEDIES.get(each.name, '')}",
+                f"**{each.name}**: *{said}.* {REMEDIES.get(each.name, '')}".rstrip(),
                 "",
             ]
     return "\n".join([*lines, TAIL])
