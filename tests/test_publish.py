@@ -427,11 +427,13 @@ def test_a_source_that_nobody_touched_gets_its_outputs(
 
 
 def make(*words: str, **environment: str) -> str:
-    """What make would do; nothing runs."""
+    """What make would do; nothing runs, and a make above it (`make test`) is unseen."""
+    above = {"MAKELEVEL", "MAKEFLAGS", "MFLAGS"}
+    around = {name: value for name, value in os.environ.items() if name not in above}
     done = subprocess.run(
         ["make", "--dry-run", "--assume-old=.venv/.installed", *words],
         cwd=PUBLISH.parent.parent,
-        env=os.environ | environment,
+        env=around | environment,
         capture_output=True,
         text=True,
         check=True,

@@ -217,6 +217,7 @@ def _class_named(
         c
         for c in found
         if issubclass(c, PreTrainedModel)
+        and c.forward is not nn.Module.forward  # an abstract one cannot run
         and isinstance(config, c.config_class or PreTrainedConfig)
     ]
     if len(fitting) != 1:

@@ -245,7 +245,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "no model class": (top(architectures=["Trainer"]), "name Trainer, which is no mo"),
     "class of others": (top(architectures=["GPT2Model"]), "GPT2Model, .* for a bert"),
     "a function": (top(architectures=["pipeline"]), "name pipeline, which is no mo"),
-    "the abstract one": (top(architectures=["PreTrainedModel"]), "config.json"),
+    # Built, it would make transformers take every later class for one with experts.
+    "the abstract one": (top(architectures=["PreTrainedModel"]), "which is no mo"),
+    "abstract BERT": (top(architectures=["BertPreTrainedModel"]), "which is no mo"),
     # the rest of the config
     "another family": (top(model_type="gpt2"), "config.json"),
     "no family": (config(lambda c: c.pop("model_type")), r"give the class, load\(fol"),
