@@ -103,8 +103,16 @@ def compare_latency(
     Raises:
         ValueError: no model, an empty batch, a model in training mode, too few
             repeats, or an output that is not finite. The message names the model.
+        TypeError: the models or the batch are no mapping.
     """
-    if not models or not batch:
+    for what, given in [("models", models), ("batch", batch)]:
+        if not isinstance(given, Mapping):
+            raise TypeError(
+                f"{what} is a {type(given).__name__}; a mapping is needed: "
+                "{name: model}, and {input's name: tensor}."
+            )
+    tensors = _tensors(batch)
+    if not models or not tensors:
         raise ValueError("at least one model and a batch with a tensor are needed.")
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; at least 1, or None.")
@@ -119,7 +127,7 @@ def compare_latency(
         for name, call in calls.items():
             _check_finite(name, call())
         seconds = time_calls(calls, repeats, warmup, seed, devices)
-        conditions = _conditions(next(iter(models.values())), batch, repeats)
+        conditions = _conditions(next(iter(models.values())), tensors[0], repeats)
     return LatencyReport(seconds, conditions)
 
 
@@ -343,8 +351,12 @@ def clock_of(model: nn.Module, batch: Mapping[str, Any]) -> torch.device:
     device = device_of(model)
     if device is not None:
         return device
-    leaves = [leaf for leaf in tree_leaves(dict(batch)) if isinstance(leaf, Tensor)]
-    return leaves[0].device if leaves else torch.device("cpu")
+    tensors = _tensors(batch)
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _tensors(batch: Mapping[str, Any]) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(dict(batch)) if isinstance(leaf, Tensor)]
 
 
 def _time_once(call: Callable[[], Any], device: torch.device | None) -> float:
@@ -411,10 +423,7 @@ def _check_finite(name: str, output: Any) -> None:
             raise ValueError(f"{name}: the output has NaN or Inf; nothing is timed.")
 
 
-def _conditions(
-    model: nn.Module, batch: Mapping[str, Tensor], repeats: int
-) -> dict[str, Any]:
-    first = next(iter(batch.values()))
+def _conditions(model: nn.Module, first: Tensor, repeats: int) -> dict[str, Any]:
     shape = first.shape
     weight = next(model.parameters(), first)
     gpu = accelerator() if weight.device.type == "cuda" else None

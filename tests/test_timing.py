@@ -310,6 +310,21 @@ def test_a_part_left_in_training_mode_is_refused():
         compare_latency({"odd": model}, {"input": torch.ones(2, 4)})
 
 
+def test_a_list_of_models_is_refused_with_what_is_needed():
+    with pytest.raises(TypeError, match="models is a list; a mapping is needed"):
+        compare_latency([nn.Linear(2, 2)], {"input": torch.ones(1, 2)})
+
+
+def test_a_batch_may_hold_what_is_no_tensor():
+    class Model(nn.Linear):
+        def forward(self, again, x):
+            return super().forward(x)
+
+    batch = {"again": True, "x": torch.ones(3, 2)}
+    report = compare_latency({"a": Model(2, 2).eval()}, batch, repeats=2)
+    assert report.conditions["batch"] == 3
+
+
 def test_zero_threads_are_refused():
     with pytest.raises(ValueError, match="threads is 0"):
         compare_latency({"a": nn.ReLU().eval()}, {"input": torch.ones(2)}, threads=0)

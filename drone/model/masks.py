@@ -18,6 +18,7 @@ from drone.model.inputs import flat
 LENGTHEN = ("_pad_to_window_size", "_pad_to_block_size")
 SHORTEN = "_get_feature_vector_attention_mask"  # audio: few frames of many samples
 HELPERS = (*LENGTHEN, SHORTEN)
+MARKED = "query_global"  # Longformer's: sees one marked token of each row, as (1, rows)
 Place = tuple[str, int]  # a module's name, and which of its calls in a pass
 
 
@@ -136,20 +137,23 @@ class Layouts:
             self.known.setdefault(place, "rows")
             return "rows"
         told = self.known.get(place) or self.known.get((place[0], 0), "")
+        if place[0].endswith(MARKED):
+            told = "one a row"
         fits = [
             layout
             for layout, right in [
                 ("rows", shape[:2] == (rows, length)),
                 ("columns", shape[:2] == (length, rows)),
                 ("flat", shape == (rows * length,)),
-                ("one a row", shape in ((rows,), (rows, 1))),
+                ("one a row", shape in ((rows,), (rows, 1), (1, rows))),
                 ("fixed", len(shape) > 1 and shape[0] == 1),
             ]
             if right
         ]
         if len(fits) > 1 and told in fits:
             return told
-        if padded and len(set(fits) & {"rows", "columns", "fixed"}) > 1:
+        open_ = len(set(fits) & {"rows", "columns", "fixed"}) > 1 and padded
+        if open_ or (rows > 1 and {"one a row", "fixed"} <= set(fits)):
             raise ValueError(
                 f"{where}: its input {shape} may lie one way or "
                 f"another under a mask of {rows} rows and {length} tokens. Give "

@@ -55,7 +55,7 @@ def search_ranks(
     times: Costs | None = None,
     method: str = "drone",
     target: str | None = None,
-    trace: Path | None = None,
+    trace: Path | str | None = None,
     layers: str | Iterable[str] | None = None,
     loss: LossFunction | None = None,
 ) -> RankPlan:
@@ -136,7 +136,7 @@ def search_ranks(
     for name in names:
         check_module(model, dict.fromkeys(names, 1), name, 1)
     book = Trials(
-        trace,
+        None if trace is None else Path(trace),
         lambda: search_key(
             model, batches, names, goal, list(grid), method, lists, described(loss)
         ),

@@ -625,9 +625,6 @@ KINDS = {
 REMEDIES = {
     "SqueezeBERT": "Its layers are grouped convolutions, which `drone` does not "
     "factorize: there is nothing to compress but the pooler and the head.",
-    "Longformer": "Its global projections (`query_global`) see the marked tokens alone "
-    "and are counted wrongly: leave them dense, or give `mask=`. Rows are padded to a "
-    "window inside the model; give lengths that are such multiples.",
     "FNet": "It mixes all positions of a row, pads too, and takes no mask. Put rows of "
     "one length into a batch.",
     "Nyströmformer": "Its landmarks are means over all positions, pads too. Put rows "

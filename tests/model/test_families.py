@@ -22,7 +22,6 @@ ALONE = "is no Hugging Face model; save its state_dict"
 # What does not work: {family: {check, or "all": what the one clear error says}}.
 LIMITS = {
     "SqueezeBERT": {"all": "no list of layers with a Linear in it; name the modules"},
-    "Longformer": {"masks": "query_global: 13 vectors counted, 5 are real"},
     "FNet": {"masks": families.PADS_MATTER},
     "Nyströmformer": {"masks": families.PADS_MATTER},
     "ConvBERT": {"masks": families.PADS_MATTER},

@@ -10,6 +10,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from drone import LeftPaddingWarning, NoMaskWarning, SecondMoment, calibrate
+from drone.model.masks import Layouts, Stream
 
 Batch = dict[str, Any]
 BERT = {
@@ -168,6 +169,15 @@ def test_relative_positions_count_once_a_row_however_long_the_row() -> None:
         [{"input_ids": ids[:, :90], "attention_mask": mask[:, :90]}],
     )
     assert {m.count for m in found.values()} == {90, 512 + 90}
+
+
+def test_one_vector_a_row_is_told_from_one_for_all_rows() -> None:
+    layer = nn.ModuleDict({"query_global": nn.Linear(4, 4), "other": nn.Linear(4, 4)})
+    layouts = Layouts(layer, ["query_global", "other"])
+    stream, x = Stream(torch.ones(3, 5).bool(), known=True), torch.zeros(1, 3, 4)
+    assert layouts.lay(stream, ("query_global", 0), 0, x) == (None, 1)
+    with pytest.raises(ValueError, match="one way or another"):
+        layouts.lay(stream, ("other", 0), 0, x)
 
 
 def test_a_layer_that_is_run_many_times_counts_every_run() -> None:

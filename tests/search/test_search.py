@@ -1157,7 +1157,7 @@ def test_a_loss_that_is_not_finite_is_refused_and_named(
                 0.1,
                 times=times,
                 method=method,
-                trace=tmp_path / "t",
+                trace=str(tmp_path / "t"),
             )
         # What is not finite is not kept: the search can go on from there.
         assert len((tmp_path / "t").read_text().splitlines()) == 1 + trial
