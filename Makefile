@@ -32,7 +32,7 @@ export DRONE_CACHE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-fast models benchmark lint run edition prose evidence rename refresh models lock clean need-chapter
+.PHONY: help book test test-fast models benchmark lint run sweep lowest edition prose evidence rename refresh models lock clean need-chapter
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -84,6 +84,9 @@ need-chapter:
 run: need-chapter $(STAMP) ## rerun a chapter into runs/: CHAPTER=01 [PARAMS=file.yaml]
 	$(PY) book/run.py "$(strip $(CHAPTER))" $(if $(strip $(PARAMS)),"$(PARAMS)")
 
+sweep: need-chapter $(STAMP) ## run a chapter over a grid of parameters: CHAPTER=03 GRID=grid.yaml
+	$(PY) book/sweep.py "$(strip $(CHAPTER))" "$(GRID)" $(if $(SCHEDULER),--scheduler "$(SCHEDULER)")
+
 edition: need-chapter $(STAMP) ## run a chapter with the edition's parameters, publish it
 	$(PY) book/publish.py edition "$(strip $(CHAPTER))"
 
@@ -98,6 +101,15 @@ rename: $(STAMP) ## give chapters the new names of book/renamed.yaml, without a 
 
 refresh: need-chapter $(STAMP) ## run a chapter with its defaults, store the outputs
 	$(PY) book/publish.py default "$(strip $(CHAPTER))"
+
+# uv takes the lowest release of each base dependency that pyproject.toml allows.
+LOWEST := .venv-lowest
+lowest: $(STAMP) ## the library's tests under the lowest versions it allows
+	$(BIN)/uv venv --quiet --clear $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable .
+	$(BIN)/uv pip install --quiet --python $(LOWEST) pytest hypothesis
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q \
+	  -o addopts=--import-mode=importlib tests/math tests/layers tests/search tests/model
 
 models: $(STAMP) ## try every family of models, write book/models.md
 	$(PY) tests/model/families.py
