@@ -36,7 +36,7 @@ from drone.math.factorize import (
     theorem1,
 )
 from drone.math.moments import SecondMoment
-from drone.model import quantize
+from drone.model import family, quantize
 from drone.model.adapters import (
     SkippedModuleWarning,
     attention_blocks,
@@ -123,6 +123,7 @@ __all__ = [
     "factorize_attention",
     "factorize_embedding",
     "factorize_modules",
+    "family",
     "lab",
     "load",
     "load_moments",

@@ -161,12 +161,12 @@ def factorize(
         ValueError: `weight` is not a non-empty matrix of finite floating numbers, or
             the moment does not fit it, is empty, not finite or not symmetric.
     """
-    matrix = _checked_weight(weight)
+    matrix = checked_weight(weight)
     if moment is None:
         left, sigma, right = torch.linalg.svd(matrix, full_matrices=False)
         errors = tail_norms(sigma)
         return Factorization((left,), (sigma[:, None] * right,), errors, weight.dtype)
-    second = _checked_moment(moment, matrix)
+    second = checked_moment(moment, matrix)
     if matrix.shape[0] <= matrix.shape[1]:
         energy, vectors = largest_first(output_moment(matrix, second))
         left, right = (vectors,), (vectors.T, matrix)
@@ -220,8 +220,8 @@ def theorem1(
     Raises:
         ValueError: a shape or a rank that does not fit, or a number that is not finite.
     """
-    matrix = _checked_weight(weight)
-    tokens = _checked_weight(inputs, "the inputs", "(in, N)").to(matrix.device)
+    matrix = checked_weight(weight)
+    tokens = checked_weight(inputs, "the inputs", "(in, N)").to(matrix.device)
     if tokens.shape[0] != matrix.shape[1]:
         raise ValueError(
             f"the inputs have shape {tuple(inputs.shape)}; "
@@ -237,7 +237,7 @@ def theorem1(
     return best
 
 
-def _checked_weight(
+def checked_weight(
     weight: Tensor, what: str = "the weight", form: str = "(out, in)"
 ) -> Tensor:
     """Return a non-empty finite matrix in float64, or say what is wrong with it."""
@@ -253,7 +253,7 @@ def _checked_weight(
     return matrix
 
 
-def _checked_moment(moment: SecondMoment | Tensor, weight: Tensor) -> Tensor:
+def checked_moment(moment: SecondMoment | Tensor, weight: Tensor) -> Tensor:
     """Return C, (in, in) float64, on the weight's device, if it fits the weight."""
     size = weight.shape[1]
     if isinstance(moment, SecondMoment):

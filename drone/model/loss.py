@@ -49,6 +49,23 @@ def batch_loss(
     (0.5, 4)
     """
     value, count, _ = _loss_of(model, batch, number, loss)
+    return float(value.detach()), count
+
+
+def loss_tensor(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    number: int,
+    loss: LossFunction | None = None,
+) -> tuple[Tensor, int]:
+    """As `batch_loss`, with the loss as a scalar tensor, for its gradients.
+
+    >>> model = torch.nn.Linear(3, 1)
+    >>> batch = {"input": torch.zeros(4, 3), "labels": torch.zeros(4)}
+    >>> loss_tensor(model, batch, 0, lambda m, b: m(b["input"]).mean())[0].requires_grad
+    True
+    """
+    value, count, _ = _loss_of(model, batch, number, loss)
     return value, count
 
 
@@ -57,8 +74,8 @@ def _loss_of(
     batch: Mapping[str, Any],
     number: int,
     loss: LossFunction | None,
-) -> tuple[float, int, Any]:
-    """As `batch_loss`, and what the model returned."""
+) -> tuple[Tensor, int, Any]:
+    """The loss, its weight, and what the model returned."""
     given = flat(batch)
     named = [key for key in given if _names_labels(key) and given[key] is not None]
     output = run(model, batch) if loss is None else None
@@ -80,7 +97,7 @@ def _loss_of(
     count = _weight(model, given, named)
     if count == 0:
         raise ValueError(f"batch {number}: every label is -100; there is no loss.")
-    return float(torch.as_tensor(value).detach()), count, output
+    return torch.as_tensor(value), count, output
 
 
 def _names_labels(key: str) -> bool:
@@ -152,7 +169,7 @@ def mean_loss(
     pairs, labels, predicted = [], set[int](), set[int]()
     for number, batch in enumerate(prepared(batches, model)):
         value, count, output = _loss_of(model, batch, number, loss)
-        pairs.append((value, count))
+        pairs.append((float(value.detach()), count))
         _note_classes(batch, output, labels, predicted)
     if not pairs:
         raise ValueError("no batch to compute a loss on; at least one is needed.")

@@ -14,6 +14,7 @@ from drone.math.moments import SecondMoment
 from drone.model import compress as by_ranks
 from drone.model.adapters import as_names, encoder_linears
 from drone.model.calibrate import calibrate
+from drone.model.family import Relative, factorize_relative
 from drone.model.loss import LossFunction
 from drone.search.algorithm2 import search_ranks
 from drone.search.costs import ALIGNED, searchable
@@ -74,6 +75,7 @@ def compress(
     sequential: bool = False,
     layers: str | Iterable[str] | None = None,
     loss: LossFunction | None = None,
+    relative: Relative | None = None,
 ) -> nn.Module:
     """Return a smaller copy of a model: to a size, a rank, a speed, or your ranks.
 
@@ -107,7 +109,10 @@ def compress(
             been replaced, as the paper does. A search by `drone` always does.
         layers: names of the lists of layers, where those that are found by themselves
             are not meant.
-        loss: of a search: (model, batch) → a scalar; None: what the model returns.
+        loss: of a search, or of a relative that needs gradients: (model, batch) → a
+            scalar; None: what the model returns.
+        relative: which of DRONE's family factorizes the Linears, such as `FWSVD()` of
+            `drone.model.family`; None: DRONE. With a share, a rank or your ranks.
 
     Returns:
         The copy. `copy.compressed` says what the number became, `report(copy)` what
@@ -139,6 +144,16 @@ def compress(
             f"give one of ranks, speedup and loss_increase; {len(given)} were given. "
             f"{WAYS}."
         )
+    if relative is not None:
+        if any((moments, factorizations, sequential)) or ranks is None or method:
+            raise ValueError(
+                f"{relative} factorizes by itself: give it batches and a share, a rank "
+                "or {name: rank}, and no moments, factorizations, sequential or method."
+            )
+        chosen = _chosen(model, ranks, filter, lists)
+        made = factorize_relative(model, chosen, relative, batches, loss)
+        small = by_ranks.compress(model, chosen, factorizations=made)
+        return _told(small, model, f"{relative}", chosen, list(chosen))
     if isinstance(ranks, Mapping):
         if any(each is not None for each in (filter, method, loss)):
             raise ValueError(
@@ -168,10 +183,9 @@ def compress(
     if loss is not None:
         raise ValueError("loss goes with a search: speedup, loss_increase or a method.")
     linears = _allowed(encoder_linears(model, lists), filter)
-    if isinstance(ranks, Integral):
-        asked, chosen = f"rank {ranks}", _one_rank(linears, int(ranks))
-    else:
-        asked, chosen = f"a share of {ranks:g}", _one_share(linears, float(ranks))
+    chosen = _by_number(linears, ranks)
+    kind = "rank" if isinstance(ranks, Integral) else "a share of"
+    asked = f"{kind} {ranks:g}"
     if batches is not None and not sequential:
         if moments is not None:
             raise ValueError("moments and batches were given; one of them will do.")
@@ -250,6 +264,24 @@ def _allowed(modules: Mapping[str, Any], filter: Filter | None) -> dict[str, Any
             f"{', '.join(list(modules)[:3])}."
         )
     return kept
+
+
+def _chosen(
+    model: nn.Module,
+    ranks: Mapping[str, int] | float,
+    filter: Filter | None,
+    layers: list[str] | None,
+) -> dict[str, int]:
+    """Return {module name: rank} of a caller's ranks, one rank, or a share."""
+    if isinstance(ranks, Mapping):
+        return dict(ranks)
+    return _by_number(_allowed(encoder_linears(model, layers), filter), ranks)
+
+
+def _by_number(linears: Mapping[str, Any], number: float) -> dict[str, int]:
+    if isinstance(number, Integral):
+        return _one_rank(linears, int(number))
+    return _one_share(linears, float(number))
 
 
 def _one_rank(linears: Mapping[str, Any], rank: int) -> dict[str, int]:
