@@ -1,8 +1,10 @@
 """Draw the logo and the favicon: a matrix, and the two thin ones that replace it.
 
 python book/make_logo.py   # writes book/_static/{logo,logo-dark,favicon}.svg
+                           # and preview.png, what a shared link shows (by Chromium)
 """
 
+import shutil
 from pathlib import Path
 
 STATIC = Path(__file__).resolve().parent / "_static"
@@ -52,8 +54,50 @@ def favicon() -> str:
     return svg(32, 32, grid(2, 2, 2, 6, 4.7, BLUE) + grid(13, 2, 4, 2, 4.7, ORANGE))
 
 
+def preview() -> str:
+    """What a shared link shows: the logo, the name, what the book is about."""
+    text = 'font-family="DejaVu Sans, sans-serif" fill="#222222"'
+    lines = [
+        "Make a language model smaller and faster,",
+        "know what it costs, prove it.",
+    ]
+    return svg(
+        1200,
+        630,
+        '<rect width="1200" height="630" fill="#ffffff"/>'
+        + grid(90, 90, 6, 6, 40, BLUE)
+        + f'<text x="390" y="235" {text} font-size="90">≈</text>'
+        + grid(510, 90, 2, 6, 40, ORANGE)
+        + grid(620, 90, 6, 2, 40, ORANGE)
+        + f'<text x="90" y="430" {text} font-size="72" font-weight="bold">'
+        "The DRONE Book</text>"
+        + "".join(
+            f'<text x="90" y="{500 + 52 * row}" {text} font-size="38">{line}</text>'
+            for row, line in enumerate(lines)
+        ),
+    )
+
+
+def save_preview(path: Path) -> None:
+    """Draw the preview with Chromium: networks show no SVG."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit("preview.png is drawn by Chromium, and there is none.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"]
+        )
+        page = browser.new_page(viewport={"width": 1200, "height": 630})
+        page.set_content(f"<style>body {{ margin: 0 }}</style>{preview()}")
+        page.screenshot(path=path)
+        browser.close()
+
+
 if __name__ == "__main__":
     STATIC.mkdir(exist_ok=True)
     (STATIC / "logo.svg").write_text(logo("#222222"), encoding="utf-8")
     (STATIC / "logo-dark.svg").write_text(logo("#eeeeee"), encoding="utf-8")
     (STATIC / "favicon.svg").write_text(favicon(), encoding="utf-8")
+    save_preview(STATIC / "preview.png")

@@ -1,29 +1,72 @@
-"""Small mends of what the theme and its extensions write."""
+"""Small mends of what the theme and its extensions write; light pages among them."""
 
+import re
+import struct
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
+
+# The theme brings each icon twice: in web fonts, loaded where one is used, and in a
+# script of half a megabyte (gzipped), loaded everywhere. The fonts are enough.
+ICON_SCRIPT = re.compile(r"\s*<script[^>]*/fontawesome\.js[^>]*></script>")
+IMAGE = re.compile(r'<img ([^>]*?)src="([^"]*_images/([^"]+\.png))"([^>]*)>')
 
 
 def tidy(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
 ) -> None:
+    body = context.get("body", "")
     # sphinx-thebe adds its script twice, which is an error in the console, and it
     # would run code on a foreign server. This book does not use it.
+    unused = ["thebe"]
+    if 'class="math' not in body:
+        unused.append("mathjax")
     context["script_files"] = [
         script
         for script in context.get("script_files", [])
-        if "thebe" not in (str(script) + str(getattr(script, "attributes", "")).lower())
+        if not any(name in describe(script) for name in unused)
     ]
-    # docutils marks the bibliography as a list, but not its entries as list items.
     if "body" in context:
-        context["body"] = (
-            context["body"]
-            .replace('<div role="list" class="citation-list">', "<div>")
-            .replace(' role="doc-biblioentry"', "")
+        # docutils marks the bibliography as a list, but not its entries as list items.
+        body = body.replace('<div role="list" class="citation-list">', "<div>").replace(
+            ' role="doc-biblioentry"', ""
         )
+        files = {name: source for source, name in app.builder.images.items()}
+        context["body"] = IMAGE.sub(
+            lambda found: lazy(found, Path(app.srcdir), files), body
+        )
+
+
+def describe(script: Any) -> str:
+    return (str(script) + str(getattr(script, "attributes", ""))).lower()
+
+
+def lazy(found: re.Match[str], root: Path, files: dict[str, str]) -> str:
+    """Load an image when it comes near; its size is known before, so nothing jumps."""
+    before, address, name, after = found.groups()
+    size = ""
+    if name in files and "width=" not in before + after:
+        width, height = png_size(root / files[name])
+        size = f' width="{width}" height="{height}"'
+    return f'<img {before}src="{address}"{after.rstrip("/ ")} loading="lazy"{size}>'
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    width, height = struct.unpack(">II", path.read_bytes()[16:24])
+    return width, height
+
+
+def lighten(app: Sphinx, problem: Exception | None) -> None:
+    if problem is not None or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        if ICON_SCRIPT.search(page):
+            path.write_text(ICON_SCRIPT.sub("", page), encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", tidy, priority=900)
+    app.connect("build-finished", lighten)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

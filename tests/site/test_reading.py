@@ -1,0 +1,297 @@
+"""What a reader of the built book sees: numbers, tables, folds, the ledger, print."""
+
+import json
+import re
+
+import nbformat
+import pytest
+from built_site import CHAPTER, DESKTOP, PHONE, ROOT, needs_browser, pages, soup
+
+LEDGER = "book/ledger.html"
+CHAPTERS = sorted((ROOT / "book" / "chapters").glob("*.ipynb"))
+SCROLLS = (
+    "e => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1"
+)
+
+
+def html(path):
+    return f"book/chapters/{path.stem}.html"
+
+
+@needs_browser
+def test_no_formula_in_a_line_has_a_scrollbar(address, page):
+    page.goto(address + CHAPTER, wait_until="networkidle")
+    page.wait_for_selector("mjx-container", timeout=15_000)
+    bars = page.eval_on_selector_all(
+        "article mjx-container:not([display=true])",
+        "all => all.filter(e => ['auto', 'scroll'].includes("
+        "getComputedStyle(e).overflowX)).length",
+    )
+    assert bars == 0
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_numbers_are_those_of_the_chapter(site, path):
+    own = f"{int(path.stem[:2])}."
+    page = soup(site / html(path))
+    captions = [tag.get_text() for tag in page.select("article .caption-number")]
+    numbers = [re.search(r"\d[\d.]*", text) for text in captions]
+    assert len([n for n in numbers if n]) >= 4  # figures, exercises, theorems
+    assert {n[0][: len(own)] for n in numbers if n} == {own}
+    equations = [tag.get_text() for tag in page.select("article .eqno")]
+    assert all(text.startswith(f"({own}") for text in equations)
+
+
+def test_the_exercises_of_a_chapter_are_counted_from_one(site):
+    page = soup(site / html(CHAPTERS[4]))
+    titles = [t.get_text() for t in page.select(".exercise > .admonition-title")]
+    assert [re.match(r"Exercise (\S+) ", t)[1] for t in titles] == [
+        f"5.{n}" for n in range(1, len(titles) + 1)
+    ]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_no_word_stands_twice_before_a_number(site, path):
+    text = soup(site / html(path)).select_one("article").get_text()
+    assert not re.search(r"(?i)\b(exercise|theorem|algorithm|fig\.) \1\b", text)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_bookkeeping_is_folded_and_each_fold_says_what_it_holds(site, path):
+    page = soup(site / html(path))
+    assert "cache hit" not in page.get_text()
+    assert "# fmt: skip" not in page.get_text()
+    for cell in page.select("article div.cell"):
+        code = cell.select_one(".cell_input pre")
+        if code and re.search(r"^ *glue\(", code.get_text(), re.MULTILINE):
+            assert code.find_parent("details"), code.get_text()[:80]
+    prompts = {t.get_text(" ", strip=True) for t in page.select("details > summary")}
+    assert len(prompts) >= 3  # "Show … Hide …", by what is inside
+    assert not any("code cell" in prompt for prompt in prompts)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_each_code_cell_has_the_anchor_of_its_own_source(site, path):
+    page = soup(site / html(path))
+    anchored = 0
+    for cell in nbformat.read(path, as_version=4).cells:
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and "remove-cell" not in tags:
+            shown = page.find(id=f"cell-{cell.id}").select_one(".cell_input pre")
+            first = cell.source.split("\n")[0].split("  # fmt:")[0].rstrip()
+            assert shown.get_text().startswith(first)
+            anchored += 1
+    assert anchored > 20
+
+
+def test_no_table_of_results_has_an_empty_header(site):
+    for path in CHAPTERS:
+        page = soup(site / html(path))
+        assert page.select("table.dataframe")
+        assert not [th for th in page.select("th") if not th.get_text(strip=True)]
+
+
+@needs_browser
+def test_numbers_in_tables_end_below_each_other(address, page):
+    page.goto(address + html(CHAPTERS[8]), wait_until="networkidle")
+    looks = page.eval_on_selector_all(
+        "article table.dataframe tbody td:not(:first-child)",
+        "all => all.map(e => { const s = getComputedStyle(e);"
+        " return s.textAlign + ' ' + s.fontVariantNumeric })",
+    )
+    assert set(looks) == {"right tabular-nums"}
+
+
+@needs_browser
+def test_the_first_column_stays_while_a_wide_table_scrolls(address, page):
+    page.set_viewport_size(PHONE)
+    page.goto(address + html(CHAPTERS[8]), wait_until="networkidle")
+    moved = page.evaluate(
+        """() => {
+          const box = [...document.querySelectorAll("div.text_html")].find(
+            (e) => e.offsetParent && e.scrollWidth > e.clientWidth + 60);
+          const cell = box.querySelector("tbody tr > :first-child");
+          const before = cell.getBoundingClientRect().left;
+          box.scrollLeft = 60;
+          return [box.scrollLeft, cell.getBoundingClientRect().left - before,
+                  getComputedStyle(box).backgroundImage.includes("gradient")];
+        }"""
+    )
+    assert moved[0] == 60
+    assert abs(moved[1]) < 25  # it slides to the edge, and stays there
+    assert moved[2], "no shadow says that there is more"
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [320, 640, 1280])
+def test_every_verdict_of_the_ledger_is_seen_whole(address, page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(address + LEDGER, wait_until="networkidle")
+    claims = page.locator(".claim")
+    assert claims.count() >= 14
+    for claim in claims.all():
+        for part in [claim, claim.locator(".chip"), *claim.locator("dd").all()]:
+            box = part.bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+        # a column of words, not of letters
+        assert min(dd.bounding_box()["width"] for dd in claim.locator("dd").all()) > 200
+    assert not page.evaluate(
+        "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+    )
+
+
+def test_a_claim_leads_to_the_cell_that_judges_it(site):
+    page = soup(site / LEDGER)
+    first = page.select_one(".claim")
+    assert first["id"] == "headline"
+    for claim in page.select(".claim"):
+        link = claim.select("a")[-1]["href"]
+        target, _, anchor = link.partition("#")
+        cell = soup(site / "book" / target).find(id=anchor)
+        assert "glue(" in cell.get_text()
+
+
+def test_the_ledger_has_no_typed_result(site):
+    source = (ROOT / "book" / "ledger.md").read_text(encoding="utf-8")
+    for ours in re.findall(r"^:ours: (.*)$", source, re.MULTILINE):
+        typed = re.sub(r"\{glue:text\}`[^`]*`", "", ours)
+        typed = re.sub(
+            r"1e-6|90 % of the energy|within 10 %|from 10 %|Algorithm 2", "", typed
+        )
+        assert not re.search(r"\d", typed), ours
+
+
+@needs_browser
+def test_print_has_no_empty_box_and_cuts_no_table(address, page):
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 690, "height": 980})  # A4 less its margins
+    page.goto(address + html(CHAPTERS[6]), wait_until="networkidle")
+    empty = page.eval_on_selector_all(
+        "article div.cell, article details",
+        "all => all.filter(e => e.checkVisibility({visibilityProperty: true})"
+        " && e.offsetHeight > 0 && !e.innerText.trim() && !e.querySelector('img'))"
+        ".length",
+    )
+    assert empty == 0
+    cut = page.eval_on_selector_all(
+        "article table",
+        "all => all.filter(e => e.getBoundingClientRect().right > innerWidth + 1"
+        " || e.closest('div').scrollWidth > e.closest('div').clientWidth + 1).length",
+    )
+    assert cut == 0
+
+
+def test_a_shared_link_names_the_book_and_shows_a_picture(site):
+    for name in pages(site):
+        head = soup(site / name).head
+        said = {m["property"]: m["content"] for m in head.select("meta[property]")}
+        assert said["og:site_name"] == "The DRONE Book"
+        assert len(said["og:description"]) > 40
+        picture = said["og:image"].removeprefix(
+            "https://drone-book.github.io/drone-book/"
+        )
+        assert (site / picture).is_file()
+        assert said["og:image:alt"]
+
+
+def test_only_pages_with_formulas_load_mathjax(site):
+    loads = {
+        name: "mathjax/tex-mml" in (site / name).read_text(encoding="utf-8")
+        for name in pages(site)
+    }
+    assert loads[CHAPTER]
+    assert not loads["book/intro.html"]
+    for name, loaded in loads.items():
+        assert loaded == bool(soup(site / name).select("article .math")), name
+
+
+def test_icons_come_once_and_images_when_they_are_near(site):
+    for name in pages(site):
+        page = soup(site / name)
+        assert not page.select("script[src*=fontawesome]")
+        for image in page.select("article img[src*='_images/']"):
+            assert image["loading"] == "lazy"
+            assert int(image["width"]) > 0
+            assert int(image["height"]) > 0
+
+
+@needs_browser
+def test_icons_are_seen(address, page):
+    page.goto(address + CHAPTER, wait_until="networkidle")
+    assert page.evaluate(
+        "document.fonts.check('900 16px \"Font Awesome 6 Free\"') && "
+        "getComputedStyle(document.querySelector('.fa-rocket'), '::before').content"
+        ".length > 2"
+    )
+
+
+@needs_browser
+def test_the_keyboard_is_seen(address, page):
+    for name in ["book/intro.html", CHAPTER]:
+        for width in (DESKTOP, PHONE):
+            page.set_viewport_size(width)
+            page.goto(address + name, wait_until="networkidle")
+            for _ in range(25):
+                page.keyboard.press("Tab")
+                outline = page.evaluate(
+                    "document.activeElement === document.body ? 'solid' :"
+                    " getComputedStyle(document.activeElement).outlineStyle"
+                )
+                assert outline == "solid", page.evaluate(
+                    "document.activeElement.outerHTML.slice(0, 200)"
+                )
+
+
+class TestCopies:
+    """The chapters for Colab and download."""
+
+    @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+    def test_is_valid_and_has_all_code_of_the_source(self, site, path):
+        copy = nbformat.read(site / "notebooks" / path.name, as_version=4)
+        nbformat.validate(copy)
+        source = nbformat.read(ROOT / "notebooks" / path.name, as_version=4)
+        code = [c.source for c in source.cells if c.cell_type == "code"]
+        first, *copied = [c.source for c in copy.cells if c.cell_type == "code"]
+        assert "pip install" in first
+        assert [re.sub(r"^# @title .*\n", "", c) for c in copied] == code
+
+    @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+    def test_has_plain_markdown_and_folded_answers(self, site, path):
+        copy = nbformat.read(site / "notebooks" / path.name, as_version=4)
+        text = "\n".join(c.source for c in copy.cells if c.cell_type == "markdown")
+        assert not re.search(r"\{[a-z:-]+\}`|^:\w+:|^```\{|^:::", text, re.MULTILINE)
+        assert "Exercise " in text
+        assert text.count("<details>") == text.count("</details>") >= 3
+        folded = [
+            c for c in copy.cells if c.metadata.get("jupyter", {}).get("source_hidden")
+        ]
+        assert len(folded) >= 3
+        assert all(c.source.startswith("# @title Solution to Exercise") for c in folded)
+
+    def test_the_install_cell_leaves_an_installed_library_alone(self, site):
+        copy = nbformat.read(site / "notebooks" / CHAPTERS[0].name, as_version=4)
+        first = copy.cells[0].source
+        assert first.index("find_spec") < first.index("%pip")
+        plain = first.replace("%pip", "raise AssertionError  #")
+        exec(plain, {})
+
+    def test_the_deploy_job_pushes_what_the_button_opens(self, site):
+        page = soup(site / CHAPTER)
+        (colab,) = {a["href"] for a in page.select("a[href*='colab.research']")}
+        branch, name = re.search(r"/blob/([^/]+)/(.*)$", colab).groups()
+        assert (site / "notebooks" / name).is_file()
+        workflow = (ROOT / ".github" / "workflows" / "book.yml").read_text()
+        assert f"HEAD:{branch}" in workflow
+        assert "_build/html/notebooks" in workflow
+
+    def test_the_other_buttons_lead_to_the_source(self, site):
+        for path in CHAPTERS:
+            page = soup(site / html(path))
+            links = [a["href"] for a in page.select("a[href]")]
+            source = f"notebooks/{path.name}"
+            assert any("mybinder" in x and x.endswith(source) for x in links)
+            assert any(x.endswith(f"/edit/main/{source}") for x in links)
+            assert f"../../{source}" in links
+            assert not any("_sources" in x for x in links)
+            assert json.loads((ROOT / source).read_text())["cells"]
