@@ -32,7 +32,7 @@ export DRONE_CACHE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-fast models benchmark lint run sweep lowest edition prose evidence rename refresh models lock clean need-chapter
+.PHONY: help book test test-fast models benchmark lint run sweep lowest edition prose evidence rename refresh models lock clean need-chapter assignments grade wheelhouse
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -77,6 +77,7 @@ lint: $(STAMP) ## check style and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases book/course
 
 need-chapter:
 	@test -n "$(CHAPTER)" || { echo "which one? for example CHAPTER=01"; exit 1; }
@@ -110,6 +111,15 @@ lowest: $(STAMP) ## the library's tests under the lowest versions it allows
 	$(BIN)/uv pip install --quiet --python $(LOWEST) pytest hypothesis
 	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q \
 	  -o addopts=--import-mode=importlib tests/math tests/layers tests/search tests/model
+
+assignments: $(STAMP) ## students' notebooks, solutions and graders into runs/course
+	$(PY) -m book.course.assign runs/course
+
+grade: $(STAMP) ## grade a folder: AUTOGRADER=a.zip SUBMISSIONS=folder TABLE=marks.csv
+	$(PY) -m book.course.grade "$(AUTOGRADER)" "$(SUBMISSIONS)" "$(TABLE)"
+
+wheelhouse: $(STAMP) ## all packages and the book, for a room without a network
+	$(PY) -m book.course.wheelhouse runs/wheelhouse
 
 models: $(STAMP) ## try every family of models, write book/models.md
 	$(PY) tests/model/families.py

@@ -1,0 +1,150 @@
+"""Assignments: nothing leaks, and marks are what they should be."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+pytest.importorskip("otter", reason="otter-grader is in the extra `course`")
+
+from book.course import assign, grade
+
+HERE = Path(__file__).parent
+
+
+def secrets(name, folder=assign.SOURCES):
+    """Lines of the solutions, and names of the hidden tests, of a source."""
+    text = (folder / f"{name}.md").read_text(encoding="utf-8")
+    code = re.findall(
+        r"^ +# BEGIN SOLUTION.*?\n(.*?)^ +# END SOLUTION", text, re.M | re.S
+    )
+    words = re.findall(
+        r"^# BEGIN SOLUTION\n```\n\n(?!```)(.*?)^```\{raw-cell\}\n# END",
+        text,
+        re.M | re.S,
+    )
+    lines = {line for part in code + words for line in stripped(part) if len(line) > 12}
+    hidden = re.findall(r"hidden: true\n.*?^def (test_\w+)", text, re.M | re.S)
+    assert lines and hidden, "a source without solutions or hidden tests?"
+    return lines, hidden
+
+
+def leaks(notebook, name, folder=assign.SOURCES):
+    """What of a solution or a hidden test stands in a student's notebook."""
+    lines, hidden = secrets(name, folder)
+    given = {line for cell in notebook.cells for line in stripped(cell.source)}
+    tests = "\n".join(public_tests(notebook))
+    given |= set(stripped(tests))
+    return sorted(lines & given) + [test for test in hidden if test in tests]
+
+
+def stripped(text):
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def public_tests(notebook):
+    """The tests that otter-grader put into the notebook's metadata, as code."""
+    found = notebook.metadata["otter"]["tests"]
+    assert found, "no test came with the notebook"
+    return ["\n".join(t) if isinstance(t, list) else str(t) for t in found.values()]
+
+
+@pytest.fixture(scope="module", params=assign.names())
+def student(request):
+    text = assign.student_notebook(request.param)
+    return request.param, nbformat.reads(text, as_version=4)
+
+
+def test_nothing_leaks_into_a_students_notebook(student):
+    name, notebook = student
+    assert leaks(notebook, name) == []
+    text = nbformat.writes(notebook)
+    for word in ("BEGIN SOLUTION", "hidden: true", "hidden=True", "Rubric"):
+        assert word not in text
+
+
+def test_a_leak_is_noticed():
+    notebook = nbformat.reads(assign.student_notebook("tiny", HERE), as_version=4)
+    assert leaks(notebook, "tiny", HERE) == []
+    notebook.cells.append(
+        nbformat.v4.new_code_cell("return 2 * x  # the secret of this assignment")
+    )
+    assert leaks(notebook, "tiny", HERE) == [
+        "return 2 * x  # the secret of this assignment"
+    ]
+    notebook.metadata["otter"]["tests"]["q1"] += "\ndef test_hidden(double): ..."
+    assert "test_hidden" in leaks(notebook, "tiny", HERE)
+
+
+def test_a_student_is_told_what_is_wrong(student):
+    name, _ = student
+    text = (assign.SOURCES / f"{name}.md").read_text(encoding="utf-8")
+    tests = re.findall(r"^def (test_\w+)\(.*?(?=^```)", text, re.M | re.S)
+    bodies = re.findall(r"^(def test_\w+\(.*?)(?=^```)", text, re.M | re.S)
+    assert len(tests) >= 8
+    for body in bodies:
+        for node in ast.walk(ast.parse(body)):
+            if isinstance(node, ast.Assert):
+                assert node.msg is not None, ast.unparse(node)
+
+
+def test_points_add_up_to_what_the_text_promises(student):
+    name, _ = student
+    text = (assign.SOURCES / f"{name}.md").read_text(encoding="utf-8")
+    each = re.findall(r"# BEGIN QUESTION\nname: \w+\npoints: (\d+)", text)
+    (promised,) = re.findall(r"Points: (\d+)\.", text)
+    assert sum(map(int, each)) == int(promised)
+    shown = re.findall(r"^## \d+\..*\((\d+) points", text, re.M)
+    assert shown == each
+
+
+@pytest.fixture(scope="module")
+def marks(tmp_path_factory):
+    """Marks of six submissions of the tiny assignment, one loop without end."""
+    home = assign.build("tiny", tmp_path_factory.mktemp("built"), HERE)
+    folder = tmp_path_factory.mktemp("submissions")
+    empty = nbformat.read(home / "tiny.ipynb", as_version=4)
+    submissions = {
+        "right": ("return 2 * x", "return x / 2"),
+        "wrong": ("return 4", "return x"),  # right for the public test alone
+        "endless": ("while True: pass", "return x / 2"),
+        "noisy": ("print('noise ' * 2_000_000); return 2 * x", "return x / 2"),
+    }
+    nbformat.write(empty, folder / "empty.ipynb")
+    for name, (first, second) in submissions.items():
+        notebook = nbformat.from_dict(empty)
+        for cell in notebook.cells:
+            if cell.source.startswith("def double"):
+                cell.source = f"def double(x):\n    {first}"
+            elif cell.source.startswith("def halve"):
+                cell.source = f"def halve(x):\n    {second}"
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    (folder / "broken.ipynb").write_text("not a notebook")
+    table = home / "marks.csv"
+    rows = grade.grade_folder(home / "autograder.zip", folder, cell_seconds=3)
+    grade.write_table(rows, table)
+    return {row["submission"].removesuffix(".ipynb"): row for row in rows}, table
+
+
+def test_marks_are_as_expected(marks):
+    rows, _ = marks
+    found = {name: (row.get("q1"), row.get("q2")) for name, row in rows.items()}
+    assert found == {
+        "right": (3, 1),
+        "wrong": (1, 0),
+        "empty": (0, 0),
+        "endless": (0, 1),  # the loop costs its own question
+        "noisy": (3, 1),
+        "broken": (None, None),
+    }
+
+
+def test_the_table_says_what_could_not_be_graded(marks):
+    rows, table = marks
+    assert "not graded" in rows["broken"]["note"]
+    lines = table.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "submission,q1,q2,total,note"
+    assert len(lines) == len(rows) + 1
+    assert "right.ipynb,3.0,1.0,4.0,graded" in lines
