@@ -36,7 +36,10 @@ def build() -> Path:
     book = str(Path(sys.executable).with_name("jupyter-book"))
     command = [book, "build", str(ROOT), "--path-output", str(OUTPUT)]
     subprocess.run([*command, "--builder", "singlehtml"], check=True)
-    return OUTPUT / "_build" / "singlehtml"
+    folder = OUTPUT / "_build" / "singlehtml"
+    # The page lies in book/, but its links to pictures and scripts start one above.
+    shutil.copy(folder / "book" / "intro.html", folder / "index.html")
+    return folder
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -64,7 +67,7 @@ def print_page(folder: Path, pdf: Path) -> None:
         )
         page: Page = browser.new_page()
         page.set_default_timeout(300_000)
-        page.goto(f"http://127.0.0.1:{server.server_port}/book/intro.html")
+        page.goto(f"http://127.0.0.1:{server.server_port}/index.html")
         page.wait_for_function("window.MathJax?.startup?.promise")
         page.evaluate("MathJax.startup.promise.then(() => true)")
         page.evaluate(OPEN_ALL)
