@@ -32,7 +32,7 @@ export DRONE_CACHE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-fast models benchmark lint run sweep lowest edition prose evidence rename refresh models lock clean need-chapter assignments grade wheelhouse
+.PHONY: help book pdf test test-fast models benchmark lint run sweep lowest edition prose evidence rename refresh models lock clean need-chapter assignments grade wheelhouse
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ $(SITE)/index.html: $(STAMP) $(SOURCES)
 	rm -rf _build
 	$(BIN)/jupyter-book build . --warningiserror --keep-going
 	@touch $@
+
+pdf: $(STAMP) ## print the whole book into _build/pdf/drone-book.pdf (needs Chromium)
+	$(PY) book/make_pdf.py
 
 # Two processes of one thread each; notebooks alone, with all threads, as a reader runs.
 test: $(STAMP) $(AXE) ## set up if needed, run all tests

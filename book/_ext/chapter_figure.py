@@ -4,16 +4,33 @@
     The caption.
     ```
 
+and a chapter as a card with that figure as its small picture:
+
+    ```{chapter-card} 01-svd-baseline inputs-plot
+    :minutes: 40
+    :needs: SVD, matrix products
+    What it found, in one sentence.
+    ```
+
 The picture and its alt text are the cell's own, so they cannot drift apart from it.
 """
 
-import html
+import base64
+import io
+import os
 from pathlib import Path
+from typing import ClassVar
 
 import nbformat
 from docutils import nodes
+from docutils.parsers.rst import directives
+from PIL import Image
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.typing import OptionSpec
+
+CARD_WIDTH = 480  # pixels: sharp at 240 on a dense screen
 
 
 class ChapterFigure(SphinxDirective):
@@ -21,35 +38,76 @@ class ChapterFigure(SphinxDirective):
     has_content = True
 
     def run(self) -> list[nodes.Node]:
-        chapter, cell_id = self.arguments
-        path = Path(self.env.srcdir, "book", "chapters", f"{chapter}.ipynb")
-        self.env.note_dependency(str(path))
-        image, alt = find(path, cell_id)
-        figure = nodes.figure()
-        figure += nodes.raw(
-            "",
-            f'<img src="data:image/png;base64,{image}" alt="{html.escape(alt)}" '
-            'loading="lazy">',
-            format="html",
-        )
+        figure = nodes.figure("", self.picture())
         caption = nodes.caption()
         inline, messages = self.state.inline_text(" ".join(self.content), self.lineno)
         caption += inline
         figure += caption
         return [figure, *messages]
 
+    def picture(self, width: int | None = None) -> nodes.image:
+        """The cell's figure as a file of the site, narrower if a width is given."""
+        chapter, cell_id = self.arguments
+        path = Path(self.env.srcdir, "book", "chapters", f"{chapter}.ipynb")
+        self.env.note_dependency(str(path))
+        png, alt = find(path, cell_id)
+        folder = Path(self.env.doctreedir).parent / "chapter_figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{chapter}-{cell_id}{'-small' if width else ''}.png"
+        file.write_bytes(small(png, width) if width else png)
+        page = Path(self.env.doc2path(self.env.docname)).parent
+        return nodes.image(uri=os.path.relpath(file, page), alt=alt)
 
-def find(path: Path, cell_id: str) -> tuple[str, str]:
-    """The PNG (base64) and the alt text of a cell's figure."""
+
+class ChapterCard(ChapterFigure):
+    option_spec: ClassVar[OptionSpec] = {
+        "minutes": directives.positive_int,
+        "needs": directives.unchanged_required,
+    }
+
+    def run(self) -> list[nodes.Node]:
+        chapter = self.arguments[0]
+        card = nodes.container(classes=["chapter-card"])
+        card += self.picture(CARD_WIDTH)
+        link = addnodes.pending_xref(
+            "",
+            nodes.inline(),  # filled in with the chapter's title
+            refdomain="std",
+            reftype="doc",
+            reftarget=f"/book/chapters/{chapter}",
+            refdoc=self.env.docname,
+            refexplicit=False,
+            refwarn=True,
+        )
+        card += nodes.paragraph("", "", link, classes=["chapter-card-title"])
+        self.state.nested_parse(self.content, self.content_offset, card)
+        told = f"{self.options['minutes']} minutes · needs {self.options['needs']}"
+        card += nodes.paragraph("", told, classes=["chapter-card-needs"])
+        return [card]
+
+
+def small(png: bytes, width: int) -> bytes:
+    """A picture made narrower and put into 64 colours."""
+    whole = Image.open(io.BytesIO(png)).convert("RGB")
+    height = round(whole.height * width / whole.width)
+    narrow = whole.resize((width, height), Image.Resampling.LANCZOS).quantize(64)
+    written = io.BytesIO()
+    narrow.save(written, "PNG", optimize=True)
+    return written.getvalue()
+
+
+def find(path: Path, cell_id: str) -> tuple[bytes, str]:
+    """The PNG and the alt text of a cell's figure."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         for output in cell.get("outputs", []) if cell.id == cell_id else []:
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
-                return output.data["image/png"].replace("\n", ""), alt
+                return base64.b64decode(output.data["image/png"]), alt
     raise ValueError(f"{path}: no cell {cell_id!r} that shows a figure with alt text.")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("chapter-figure", ChapterFigure)
+    app.add_directive("chapter-card", ChapterCard)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,9 +1,11 @@
 """What a reader of the built book sees: numbers, tables, folds, the ledger, print."""
 
+import gzip
 import json
 import re
 
 import nbformat
+import numpy as np
 import pytest
 from built_site import CHAPTER, DESKTOP, PHONE, ROOT, needs_browser, pages, soup
 
@@ -295,3 +297,140 @@ class TestCopies:
             assert f"../../{source}" in links
             assert not any("_sources" in x for x in links)
             assert json.loads((ROOT / source).read_text())["cells"]
+
+
+class TestLanding:
+    def test_says_what_it_is_and_where_to_go(self, site):
+        page = soup(site / "book" / "intro.html")
+        buttons = {
+            a.get_text(strip=True): a["href"] for a in page.select("a.landing-button")
+        }
+        assert buttons == {
+            "Read chapter 1": "chapters/01-svd-baseline.html",
+            "Compress your model": "compress.html",
+            "See the verdicts": "ledger.html",
+        }
+        (following,) = page.select("a.right-next")
+        assert following["href"] == "chapters/01-svd-baseline.html"
+
+    def test_each_verdict_is_the_ledgers_and_leads_there(self, site):
+        listed = [
+            (li.select_one(".chip").get_text(), li.select_one("a")["href"])
+            for li in soup(site / "book" / "intro.html").select(".verdict-strip li")
+        ]
+        ledger = [
+            (claim.select_one(".chip").get_text(), f"ledger.html#{claim['id']}")
+            for claim in soup(site / LEDGER).select(".claim")
+        ]
+        assert listed == ledger
+
+    def test_each_chapter_has_a_card_that_agrees_with_the_teaching_page(self, site):
+        teach = {}
+        for tr in soup(site / "book" / "teach.html").select("table tbody tr"):
+            cells = [td.get_text(strip=True) for td in tr.select("td")]
+            teach[int(cells[0])] = f"{cells[2].split()[0]} minutes · needs {cells[5]}"
+        cards = soup(site / "book" / "intro.html").select(".chapter-card")
+        assert len(cards) == len(CHAPTERS) == len(teach)
+        for number, card in enumerate(cards, start=1):
+            link = card.select_one(".chapter-card-title a")
+            assert link["href"].startswith(f"chapters/{number:02}-")
+            assert len(card.select_one("img")["alt"]) > 30
+            assert card.select_one(".chapter-card-needs").get_text() == teach[number]
+
+    def test_the_version_is_that_of_the_citation(self, site):
+        citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+        version = re.search(r"^version: (\S+)$", citation, re.MULTILINE)[1]
+        text = soup(site / "book" / "intro.html").get_text()
+        assert f"Version {version}." in text
+        assert f"version = {{{version}}}" in text
+
+    @needs_browser
+    def test_is_light(self, address, page):
+        sizes = []
+        page.on("response", lambda r: sizes.append(len(gzip.compress(r.body()))))
+        page.goto(address + "book/intro.html", wait_until="networkidle")
+        assert sum(sizes) < 500_000
+
+
+def errors_by_numpy(angle, strength):
+    """The toy's three relative errors, from singular values alone."""
+    turn = np.deg2rad(angle)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    inputs = rotation @ np.diag([strength, 1.0])  # (2, 2): a root of the moment
+    weight = np.diag([1.5, 1.0])  # (out, in)
+
+    def kept(matrix, side):
+        left, _, right = np.linalg.svd(matrix)
+        first = left[:, :1] if side == "left" else right[:1].T
+        return first @ first.T
+
+    thin = {
+        "svd": weight @ kept(weight, "right"),
+        "input": weight @ kept(inputs, "left"),
+        "drone": kept(weight @ inputs, "left") @ weight,
+    }
+    whole = np.linalg.norm(weight @ inputs)
+    return {n: np.linalg.norm((weight - w) @ inputs) / whole for n, w in thin.items()}
+
+
+@needs_browser
+class TestToy:
+    @pytest.fixture
+    def toy(self, address, page):
+        page.goto(address + "book/intro.html", wait_until="networkidle")
+        page.wait_for_selector(".toy-number")
+        return page
+
+    def test_its_numbers_are_those_of_numpy(self, toy):
+        for angle in (0, 1, 30, 45, 60, 89, 90):
+            for strength in (1.1, 1.5, 2, 4, 8):
+                ours = toy.evaluate(f"toyErrors({angle}, {strength})")
+                ours.pop("listens")
+                expected = errors_by_numpy(angle, strength)
+                assert ours == pytest.approx(expected, abs=1e-9), (angle, strength)
+
+    def test_the_keyboard_moves_it_and_the_table_follows(self, toy):
+        before = toy.locator(".toy-number").all_inner_texts()
+        toy.locator(".toy input").first.focus()
+        for _ in range(10):
+            toy.keyboard.press("ArrowRight")
+        assert toy.locator(".toy output").first.inner_text() == "70"
+        shown = toy.locator(".toy-number").all_inner_texts()
+        assert shown != before
+        expected = errors_by_numpy(70, 4).values()
+        assert shown == [f"{100 * error:.1f} %" for error in expected]
+
+    def test_a_finger_moves_it(self, toy):
+        toy.locator(".toy input").first.click(position={"x": 5, "y": 10})
+        assert int(toy.locator(".toy output").first.inner_text()) < 20
+
+    def test_its_parts_have_names(self, toy):
+        names = [s.aria_snapshot() for s in toy.locator(".toy label").all()]
+        assert "Angle" in names[0]
+        assert "Strength" in names[1]
+        assert len(toy.locator(".toy svg").get_attribute("aria-label")) > 30
+
+
+def test_only_pages_with_the_toy_load_its_script(site):
+    for name in pages(site):
+        page = soup(site / name)
+        assert bool(page.select("script[src*='toy.js']")) == bool(
+            page.select(".drone-toy")
+        )
+
+
+def test_every_exercise_is_listed_and_its_answer_is_there(site):
+    rows = soup(site / "book" / "exercises.html").select("table tbody tr")
+    listed = {row.select_one("a").get_text() for row in rows}
+    titles = {
+        re.match(r"Exercise (\S+)", title.get_text())[1]
+        for path in CHAPTERS
+        for title in soup(site / html(path)).select(".exercise > .admonition-title")
+    }
+    assert listed == titles
+    for row in rows:
+        for link in row.select("a"):
+            target, _, anchor = link["href"].partition("#")
+            assert soup(site / "book" / target).find(id=anchor)
+    kinds = {row.select("td")[2].get_text(strip=True) for row in rows}
+    assert kinds == {"Warm-up", "practice", "Research"}
