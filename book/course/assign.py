@@ -5,7 +5,8 @@
 
 A source is Markdown that opens as a notebook (jupytext); its raw cells tell
 otter-grader what is a question, a solution, a test. otter-grader runs the solutions
-against every test and fails if one of them does not get full marks.
+against every test and fails if one of them does not get full marks; the untouched
+notebook must get none.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 from otter.assign import main as otter_assign
+
+from book.course import grade
 
 SOURCES = Path(__file__).parent / "assignments"
 
@@ -38,7 +41,7 @@ def student_notebook(name: str, folder: Path = SOURCES) -> str:
 
 def build(name: str, target: Path, folder: Path = SOURCES) -> Path:
     """An assignment's folder: NN.ipynb, NN-solution.ipynb, autograder.zip."""
-    home = target / name
+    home = target.resolve() / name
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         made = _made(folder / f"{name}.md", Path(temporary), run=True)
@@ -49,6 +52,9 @@ def build(name: str, target: Path, folder: Path = SOURCES) -> Path:
         )
     student = home / f"{name}.ipynb"
     student.write_text(student_notebook(name, folder), encoding="utf-8")
+    untouched = grade.grade(home / "autograder.zip", student, grade.CELL_SECONDS)
+    if untouched["note"] != "graded" or untouched["total"]:
+        raise ValueError(f"Assignment {name}, handed in untouched: {untouched}.")
     return home
 
 

@@ -21,14 +21,15 @@ needs_browser = pytest.mark.skipif(
 )
 # Elements of the open slide that reach below its edge or beyond its side.
 OUTSIDE = """() => {
-  const scale = Reveal.getScale();
   const box = document.querySelector('.slides').getBoundingClientRect();
   return [...Reveal.getCurrentSlide().querySelectorAll(':scope > :not(aside)')]
     .filter((e) => {
       const r = e.getBoundingClientRect();
       return r.bottom > box.bottom + 1 || r.right > box.right + 1;
     })
-    .map((e) => e.tagName + ': ' + e.textContent.slice(0, 60));
+    .map((e) => `${e.tagName} ${e.textContent.slice(0, 60)}: bottom and right at ` +
+      `${Math.round(e.getBoundingClientRect().bottom)}, ` +
+      `${Math.round(e.getBoundingClientRect().right)}`);
 }"""
 
 
@@ -146,6 +147,7 @@ def test_every_slide_fits_its_screen_and_asks_no_network(decks, page, number):
     assert page.locator("mjx-merror").count() == 0
     for at in range(page.evaluate("Reveal.getTotalSlides()")):
         assert page.evaluate("Reveal.getIndices().h") == at
+        page.evaluate("Reveal.layout()")  # a figure gets its size now, not a bit later
         problems += [f"slide {at + 1}: {e}" for e in page.evaluate(OUTSIDE)]
         page.keyboard.press("ArrowRight")
     assert problems == []
