@@ -12,6 +12,7 @@ __all__ = [
     "cache",
     "cases",
     "data",
+    "dense",
     "encoders",
     "figures",
     "keys",
@@ -23,6 +24,7 @@ __all__ = [
     "ranges",
     "records",
     "stamps",
+    "tables",
     "training",
 ]
 
