@@ -15,7 +15,7 @@ from drone.lab import data, encoders, parts
 from drone.lab.batches import tokenize
 from drone.lab.training import Recipe, retrain
 
-# Of MiniLM. MRPC's epochs are as many as two processor cores do in a quarter of an hour.
+# Of MiniLM. MRPC: as many epochs as two processor cores do in a quarter of an hour.
 RECIPES = {
     "agreement": Recipe(epochs=1, batch_size=8, learning_rate=5e-5),
     "mrpc": Recipe(epochs=3, batch_size=16, learning_rate=1e-4),
