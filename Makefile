@@ -32,7 +32,7 @@ export DRONE_CACHE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-fast models benchmark lint run edition prose evidence rename refresh models lock clean need-chapter
+.PHONY: help book test test-fast models benchmark lint run edition prose read evidence rename refresh models lock clean need-chapter
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -89,6 +89,9 @@ edition: need-chapter $(STAMP) ## run a chapter with the edition's parameters, p
 
 prose: need-chapter $(STAMP) ## give a published chapter the new text; its results stay
 	$(PY) book/publish.py prose "$(strip $(CHAPTER))"
+
+read: need-chapter $(STAMP) ## its readings fit its results: set them in, stamp them
+	$(PY) book/publish.py read "$(strip $(CHAPTER))"
 
 evidence: $(STAMP) ## remake the page of finished cases; DRONE_DATA must be set
 	$(PY) book/evidence.py

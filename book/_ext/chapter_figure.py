@@ -8,6 +8,7 @@ The picture and its alt text are the cell's own, so they cannot drift apart from
 """
 
 import html
+from base64 import b64encode
 from pathlib import Path
 
 import nbformat
@@ -24,12 +25,11 @@ class ChapterFigure(SphinxDirective):
         chapter, cell_id = self.arguments
         path = Path(self.env.srcdir, "book", "chapters", f"{chapter}.ipynb")
         self.env.note_dependency(str(path))
-        image, alt = find(path, cell_id)
+        picture, alt = find(path, cell_id)
         figure = nodes.figure()
         figure += nodes.raw(
             "",
-            f'<img src="data:image/png;base64,{image}" alt="{html.escape(alt)}" '
-            'loading="lazy">',
+            f'<img src="{picture}" alt="{html.escape(alt)}" loading="lazy">',
             format="html",
         )
         caption = nodes.caption()
@@ -40,14 +40,22 @@ class ChapterFigure(SphinxDirective):
 
 
 def find(path: Path, cell_id: str) -> tuple[str, str]:
-    """The PNG (base64) and the alt text of a cell's figure."""
+    """The picture, as the address of its data, and the alt text of a cell's figure."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         for output in cell.get("outputs", []) if cell.id == cell_id else []:
-            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
-            if alt:
-                return output.data["image/png"].replace("\n", ""), alt
+            for kind in ("image/svg+xml", "image/png"):
+                alt = output.get("metadata", {}).get(kind, {}).get("alt")
+                if alt:
+                    return address(kind, output.data[kind]), alt
     raise ValueError(f"{path}: no cell {cell_id!r} that shows a figure with alt text.")
+
+
+def address(kind: str, data: str) -> str:
+    """Write a picture into an address; a notebook keeps PNG in base64, SVG as text."""
+    if kind == "image/svg+xml":
+        data = b64encode(data.encode()).decode()
+    return f"data:{kind};base64,{data}".replace("\n", "")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
