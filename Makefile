@@ -32,7 +32,7 @@ export DRONE_CACHE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf test test-fast models benchmark lint run sweep lowest edition prose evidence rename refresh models lock clean need-chapter assignments grade wheelhouse
+.PHONY: help book pdf test test-fast models benchmark lint run sweep lowest edition prose read evidence rename refresh models lock clean need-chapter assignments grade wheelhouse
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -96,6 +96,9 @@ edition: need-chapter $(STAMP) ## run a chapter with the edition's parameters, p
 
 prose: need-chapter $(STAMP) ## give a published chapter the new text; its results stay
 	$(PY) book/publish.py prose "$(strip $(CHAPTER))"
+
+read: need-chapter $(STAMP) ## its readings fit its results: set them in, stamp them
+	$(PY) book/publish.py read "$(strip $(CHAPTER))"
 
 evidence: $(STAMP) ## remake the page of finished cases; DRONE_DATA must be set
 	$(PY) book/evidence.py

@@ -1,12 +1,14 @@
 """Write `book/evidence.md`: what the finished cases say so far.
 
-    DRONE_DATA=/path/to/data python book/evidence.py
+    DRONE_DATA=/path/to/data python book/evidence.py        # make the page
+    DRONE_DATA=/path/to/data python book/evidence.py read   # and say it was read again
 
 Every number of the page is computed here from the files in `book/cases` and set into
 the sentences of `book/readings/evidence.md`. They were written about those files: when
 the cases change, a test is red until someone has read the page again and stamped it.
 """
 
+import argparse
 import hashlib
 import math
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from drone.files import whole_file
-from drone.lab import data
+from drone.lab import data, readings
 from drone.lab.cases import Case, read_cases, unpack
 from drone.lab.metrics import METRICS, paired_bootstrap
 
@@ -25,8 +27,6 @@ CASES = ROOT / "book" / "cases"
 PAGE = ROOT / "book" / "evidence.md"
 WRITTEN = ROOT / "book" / "readings" / "evidence.md"
 JOBS = ("dense", "ranks", "retrain", "lstm-train", "lstm-shares")
-# Of the cases that the sentences below were written about.
-READ = "dbe858fd43b6eec58a1b9671b3ab2687e2f6eb91ff7125d5e061888c1ba6e672"
 METHODS = {
     "svd-fraction": "SVD, one fraction",
     "svd-latency": "SVD, its own search",
@@ -166,14 +166,19 @@ def page() -> str:
         values[f"{task}_table"] = "\n".join(table)
         for (method, arm), points in lost[task].items():
             values[f"{task}_{method}_{arm}".replace("-", "_")] = points
-    return WRITTEN.read_text(encoding="utf-8").format_map(values)
+    return readings.fill(readings.load(WRITTEN).text, values)
 
 
 def main() -> None:
     """Write the page, whole or not at all."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("what", nargs="?", choices=["read"])
+    arguments = parser.parse_args()
     with whole_file(PAGE) as temporary:
         temporary.write_text(page())
-    print(f"written: {PAGE.relative_to(ROOT)}; cases {digest()}")
+    print(f"written: {PAGE.relative_to(ROOT)}")
+    if arguments.what == "read":
+        readings.stamp(WRITTEN, digest())
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
     python book/publish.py edition 01   # book/params/01.yaml -> book/chapters/
     python book/publish.py default 01   # the defaults -> notebooks/, in place
     python book/publish.py prose 01     # new text for a published chapter, no run
+    python book/publish.py read 01      # its readings were read beside its results
     python book/publish.py stamp 01     # tie a page to its records as they are now
 
 Parameters are checked before a run. After one, a stamp ties the page to its parameters,
 records and outputs: see drone/lab/stamps.py. What papermill and Jupyter add at random
 (identifiers, clock times, progress bars) is removed, so two runs with the same inputs
-differ in their timing figures alone.
+differ in their timing figures alone. Readings, what we see in the published results,
+are set into the published page alone: see drone/lab/readings.py.
 """
 
 import argparse
@@ -24,11 +26,12 @@ import papermill
 from nbformat import NotebookNode
 
 from drone.files import whole_file
-from drone.lab import parameters, stamps
+from drone.lab import parameters, readings, stamps
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 KEPT_METADATA = {"tags", "mystnb"}  # of a cell
+PICTURES = ("image/svg+xml", "image/png")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours, and moves of the cursor
 # tqdm: "name:  50%|###  | 1/2 [00:01<00:01, 1.2it/s]", or "3it [00:00, 9.1it/s]"
@@ -163,9 +166,10 @@ def _check_output(cell_id: str, output: NotebookNode) -> None:
 
 def _lift_alt(cell: NotebookNode, output: NotebookNode) -> None:
     """Copy a figure's alt text to where MyST-NB looks for it, the cell."""
-    alt = output.get("metadata", {}).get("image/png", {}).get("alt")
-    if alt:
-        cell.metadata.setdefault("mystnb", {}).setdefault("image", {})["alt"] = alt
+    for kind in PICTURES:
+        alt = output.get("metadata", {}).get(kind, {}).get("alt")
+        if alt:
+            cell.metadata.setdefault("mystnb", {}).setdefault("image", {})["alt"] = alt
 
 
 def with_prose(published: NotebookNode, written: NotebookNode) -> NotebookNode:
@@ -180,9 +184,11 @@ def with_prose(published: NotebookNode, written: NotebookNode) -> NotebookNode:
         raise ValueError("the code has changed since; run the edition again.")
     for old, new in zip(ran, code, strict=True):
         old.metadata.tags = new.metadata.get("tags", [])
-        caption = new.metadata.get("mystnb", {}).get("figure")
-        if caption is not None:
-            old.metadata.mystnb.figure = caption
+        # Captions and the words on a fold are the source's, the alt text the run's.
+        shown = dict(old.metadata.get("mystnb", {}))
+        image = {"image": shown["image"]} if "image" in shown else {}
+        if shown := {**new.metadata.get("mystnb", {}), **image}:
+            old.metadata.mystnb = NotebookNode(shown)
     results, injected = iter(ran), [c for c in published.cells if _injected(c)]
     cells = []
     for cell in written.cells:
@@ -197,6 +203,21 @@ def _injected(cell: NotebookNode) -> bool:
     return "injected-parameters" in cell.metadata.get("tags", [])
 
 
+def reading_path(path: Path) -> Path:
+    """Return where the readings of a chapter lie; not every chapter has some."""
+    return ROOT / "book" / "readings" / f"{path.name[:2]}.md"
+
+
+def with_readings(page: NotebookNode, path: Path) -> NotebookNode:
+    """Set a chapter's readings into its page.
+
+    Raises:
+        ValueError: they name a label or a value that the page has not.
+    """
+    written = reading_path(path)
+    return readings.set_in(page, readings.load(written) if written.is_file() else None)
+
+
 def store(notebook: NotebookNode, path: Path) -> None:
     """Write a notebook whole or not at all."""
     with whole_file(path) as temporary:
@@ -207,7 +228,8 @@ def edition(path: Path) -> Path:
     """Run a chapter with its edition's parameters, publish it, stamp it.
 
     Raises:
-        ValueError: wrong parameters; the source was changed while it ran.
+        ValueError: wrong parameters; the source was changed while it ran; or its
+            readings do not fit the new results: then the page is stored without them.
     """
     given = edition_parameters(path.name[:2])
     check_parameters(path, given)
@@ -221,7 +243,40 @@ def edition(path: Path) -> Path:
     target = ROOT / "book" / "chapters" / path.name
     store(notebook, target)
     stamps.stamp(ROOT, target, "by the run")
+    try:
+        store(with_readings(notebook, path), target)
+    except ValueError as error:
+        raise ValueError(
+            f"{target.name} is published without its readings: {error} Mend them, "
+            f"then `make prose CHAPTER={path.name[:2]}`."
+        ) from error
     return target
+
+
+def prose(path: Path) -> Path:
+    """Give a published chapter the source's text and its readings; results stay.
+
+    Raises:
+        ValueError: the code has changed, or the readings do not fit the results.
+    """
+    target = ROOT / "book" / "chapters" / path.name
+    page = with_prose(nbformat.read(target, 4), nbformat.read(path, 4))
+    store(with_readings(page, path), target)
+    return target
+
+
+def read(path: Path) -> Path:
+    """Set a chapter's readings in and stamp them: someone has read the page again.
+
+    Raises:
+        FileNotFoundError: the chapter has no readings.
+        ValueError: they do not fit its results.
+    """
+    target, written = ROOT / "book" / "chapters" / path.name, reading_path(path)
+    page = readings.set_in(nbformat.read(target, 4), readings.load(written))
+    store(page, target)
+    readings.stamp(written, readings.digest(ROOT, target))
+    return written
 
 
 def refresh(path: Path) -> Path:
@@ -253,23 +308,29 @@ def _set_aside(notebook: NotebookNode, path: Path) -> Path:
     return aside.relative_to(ROOT)
 
 
+def restamp(path: Path) -> Path:
+    """Tie a published chapter to its records as they are now."""
+    page = ROOT / "book" / "chapters" / path.name
+    return stamps.stamp(ROOT, page, "from the committed state, not a run")
+
+
+ACTIONS = {
+    "edition": edition,
+    "default": refresh,
+    "prose": prose,
+    "read": read,
+    "stamp": restamp,
+}
+
+
 def main() -> None:
     """Read the command line and run one chapter."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("what", choices=["edition", "default", "prose", "stamp"])
+    parser.add_argument("what", choices=list(ACTIONS))
     parser.add_argument("chapter", help="its number, such as 01")
     arguments = parser.parse_args()
     try:
-        path = source(arguments.chapter)
-        target = ROOT / "book" / "chapters" / path.name
-        if arguments.what == "edition":
-            target = edition(path)
-        elif arguments.what == "default":
-            target = refresh(path)
-        elif arguments.what == "prose":
-            store(with_prose(nbformat.read(target, 4), nbformat.read(path, 4)), target)
-        else:
-            target = stamps.stamp(ROOT, target, "from the committed state, not a run")
+        target = ACTIONS[arguments.what](source(arguments.chapter))
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     print(f"written: {target.relative_to(ROOT)}")

@@ -20,7 +20,7 @@ from nbformat.v4 import (
     new_output,
 )
 
-from drone.lab import stamps
+from drone.lab import readings, stamps
 
 PUBLISH = Path(__file__).resolve().parent.parent / "book" / "publish.py"
 ALT = "A single pixel, the smallest figure that there is."
@@ -139,6 +139,16 @@ def test_executions_are_numbered_from_one(publish: ModuleType) -> None:
     found = [c for c in cleaned(publish, *cells).cells if c.cell_type == "code"]
     assert [cell.execution_count for cell in found] == [1, 2, 3]
     assert [cell.outputs[0].execution_count for cell in found] == [1, 2, 3]
+
+
+def test_the_text_of_a_drawn_figure_is_lifted_too(publish: ModuleType) -> None:
+    figure = new_output(
+        "display_data",
+        data={"image/svg+xml": "<svg/>"},
+        metadata={"image/svg+xml": {"alt": ALT}},
+    )
+    (found,) = cleaned(publish, code(figure)).cells
+    assert found.metadata.mystnb == {"image": {"alt": ALT}}
 
 
 def test_a_figures_text_is_lifted_to_its_cell_beside_what_is_there(
@@ -343,9 +353,55 @@ def test_prose_gives_new_text_and_keeps_results(publish: ModuleType) -> None:
     assert found.cells[3].metadata.mystnb.figure.caption == "A new caption."
 
 
+def test_prose_gives_a_fold_its_new_words_and_keeps_the_alt_text(
+    publish: ModuleType,
+) -> None:
+    published, written = worded("old"), worded("new")
+    published.cells[2].metadata.mystnb["image"] = {"alt": ALT}
+    written.cells[2].metadata.mystnb["code_prompt_show"] = "Plot"
+    shown = publish.with_prose(published, written).cells[2].metadata.mystnb
+    assert shown.image.alt == ALT and shown.code_prompt_show == "Plot"
+
+
 def test_prose_refuses_changed_code(publish: ModuleType) -> None:
     with pytest.raises(ValueError, match="run the edition again"):
         publish.with_prose(worded("old"), worded("new", source="2"))
+
+
+# --- what we see in the results ----------------------------------------------------
+
+
+def test_readings_stand_in_the_page_and_not_in_its_source(
+    publish: ModuleType, small: Path
+) -> None:
+    (small / "book/params/01.yaml").write_text("seeds: [1]\n")
+    written = small / "book/readings/01.md"
+    written.parent.mkdir()
+    written.write_text("---\nread: \n---\n% at answer\nIt pays.\n")
+    source = small / "notebooks/01-tiny.ipynb"
+    before = source.read_bytes()
+    page = publish.edition(source)
+    ids = [cell.id for cell in nbformat.read(page, 4).cells]
+    assert ids[1] == "reading-answer" and source.read_bytes() == before
+    assert stamps.differences(small, page) == []  # set in after the stamp
+    written.write_text("---\nread: \n---\n% at answer\nIt does not.\n")
+    publish.prose(source)
+    cells = nbformat.read(page, 4).cells
+    assert [cell.id for cell in cells] == ids and "It does not." in cells[1].source
+    publish.read(source)
+    assert readings.load(written).read == readings.digest(small, page)
+
+
+def test_readings_that_do_not_fit_lose_no_run(publish: ModuleType, small: Path) -> None:
+    (small / "book/params/01.yaml").write_text("seeds: [1]\n")
+    written = small / "book/readings/01.md"
+    written.parent.mkdir()
+    written.write_text("---\nread: \n---\n% at nowhere\nIt pays.\n")
+    source = small / "notebooks/01-tiny.ipynb"
+    with pytest.raises(ValueError, match=r"without its readings: no cell.*make prose"):
+        publish.edition(source)
+    page = small / "book/chapters/01-tiny.ipynb"
+    assert stamps.differences(small, page) == []
 
 
 # --- a whole repository, of one chapter --------------------------------------------

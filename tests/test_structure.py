@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import drone
+from drone.lab import readings
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -82,11 +83,12 @@ def test_public_names_are_there():
 
 
 def cells(path, injected=False):
-    """(type, source) of each cell, without the one papermill injects."""
+    """(type, source) of each cell, without the readings and what papermill injects."""
     return [
         (cell.cell_type, cell.source)
         for cell in nbformat.read(path, as_version=4).cells
-        if injected or "injected-parameters" not in cell.metadata.get("tags", [])
+        if not readings.is_reading(cell)
+        and (injected or "injected-parameters" not in cell.metadata.get("tags", []))
     ]
 
 
@@ -149,8 +151,10 @@ class TestNotebook:
     def test_each_figure_has_an_alt_text_and_a_caption(self, path):
         for cell in nbformat.read(path, 4).cells:
             for output in cell.get("outputs", []):
-                if "image/png" in output.get("data", {}):
-                    alt = output.metadata.get("image/png", {}).get("alt", "")
+                for kind in {"image/svg+xml", "image/png"} & set(
+                    output.get("data", {})
+                ):
+                    alt = output.metadata.get(kind, {}).get("alt", "")
                     assert len(alt) >= 30, cell.id
                     shown = cell.metadata.get("mystnb", {})
                     assert shown.get("image", {}).get("alt") == alt, cell.id

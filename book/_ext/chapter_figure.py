@@ -50,11 +50,15 @@ class ChapterFigure(SphinxDirective):
         chapter, cell_id = self.arguments
         path = Path(self.env.srcdir, "book", "chapters", f"{chapter}.ipynb")
         self.env.note_dependency(str(path))
-        png, alt = find(path, cell_id)
+        kind, data, alt = find(path, cell_id)
         folder = Path(self.env.doctreedir).parent / "chapter_figures"
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{chapter}-{cell_id}{'-small' if width else ''}.png"
-        file.write_bytes(small(png, width) if width else png)
+        if kind == "image/svg+xml":  # sharp at any width
+            file = folder / f"{chapter}-{cell_id}.svg"
+        else:
+            file = folder / f"{chapter}-{cell_id}{'-small' if width else ''}.png"
+            data = small(data, width) if width else data
+        file.write_bytes(data)
         page = Path(self.env.doc2path(self.env.docname)).parent
         return nodes.image(uri=os.path.relpath(file, page), alt=alt)
 
@@ -96,14 +100,17 @@ def small(png: bytes, width: int) -> bytes:
     return written.getvalue()
 
 
-def find(path: Path, cell_id: str) -> tuple[bytes, str]:
-    """The PNG and the alt text of a cell's figure."""
+def find(path: Path, cell_id: str) -> tuple[str, bytes, str]:
+    """The kind of a cell's figure, SVG or PNG, its bytes, and its alt text."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         for output in cell.get("outputs", []) if cell.id == cell_id else []:
-            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
-            if alt:
-                return base64.b64decode(output.data["image/png"]), alt
+            for kind in ("image/svg+xml", "image/png"):
+                alt = output.get("metadata", {}).get(kind, {}).get("alt")
+                if alt:
+                    text = output.data[kind]  # a notebook keeps PNG in base64
+                    svg = kind == "image/svg+xml"
+                    return kind, text.encode() if svg else base64.b64decode(text), alt
     raise ValueError(f"{path}: no cell {cell_id!r} that shows a figure with alt text.")
 
 

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 
-from drone.lab import figures
+from drone.lab import figures, names
 
 ALT = "Error against rank: it falls steeply, then levels out at rank 20."
 
@@ -82,6 +82,78 @@ def test_a_shown_figure_is_closed_so_the_notebook_does_not_show_it_again(
 ) -> None:
     figures.show(plot(), ALT)
     assert plt.get_fignums() == []
+
+
+# --- the look of new chapters ------------------------------------------------------
+
+
+def test_new_chapters_draw_svg_the_same_each_time_and_undated(
+    shown: list[dict[str, Any]],
+) -> None:
+    figures.style()
+    for _ in range(2):
+        figures.show(plot(), ALT)
+    first, second = (call["bundle"]["image/svg+xml"] for call in shown)
+    assert first == second
+    assert "atplotlib" not in first.split("<g ")[0] and "<dc:date>" not in first
+    assert shown[0]["metadata"] == {"image/svg+xml": {"alt": ALT, "width": 499}}
+
+
+def test_letters_are_ten_pixels_high_on_a_phone() -> None:
+    figures.style()
+    phone = 390 - 2 * 16  # pixels, without the page's margins
+    shrunk = min(1, phone / (96 * figures.COLUMN))
+    smallest = min(mpl.rcParams["font.size"], mpl.rcParams["legend.fontsize"])
+    assert smallest * 96 / 72 * shrunk > 9
+    assert mpl.rcParams["font.size"] * 96 / 72 * shrunk >= 10
+
+
+def test_a_new_figure_is_no_wider_than_its_letters_allow(
+    shown: list[dict[str, Any]],
+) -> None:
+    figures.style()
+    with pytest.raises(ValueError, match=r"7\.0 in wide; at most 5\.2"):
+        figures.show(plot(figsize=(7.0, 3)), ALT)
+
+
+def test_every_method_has_a_name_and_a_look_of_its_own() -> None:
+    assert list(figures.LOOKS) == list(names.METHODS)
+    lines = {
+        "bound",
+        "majority",
+        "break-even",
+        "noise",
+    }  # what methods are read against
+    colours = [look[0] for key, look in figures.LOOKS.items() if key not in lines]
+    markers = [look[1] for key, look in figures.LOOKS.items() if key not in lines]
+    assert len(set(colours)) == len(colours)
+    assert len(set(markers)) == len(markers)
+    drawn = [(colour, line) for colour, _, line in figures.LOOKS.values()]
+    assert len(set(drawn)) == len(drawn)
+    assert all(figures.LOOKS[key][1] == "" for key in lines)
+
+
+def test_looks_are_those_of_the_whole_book() -> None:
+    """Readers learn them in chapter 1: SVD is orange, what knows the data blue."""
+    assert figures.look("svd")["color"] == figures.COLORS["orange"]
+    assert figures.look("drone")["color"] == figures.COLORS["blue"]
+    changed = figures.look("svd", label=None, lw=1)
+    assert changed["label"] is None and changed["lw"] == 1
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no look for 'SVD'; there are dense, svd"):
+        figures.look("SVD")
+
+
+def test_kinds_of_modules_have_one_name_in_every_family() -> None:
+    kind = names.module_kind
+    assert kind("bert.encoder.layer.3.attention.output.dense") == "attention output"
+    assert kind("bert.encoder.layer.3.output.dense") == "output"
+    assert kind("mpnet.encoder.layer.0.attention.attn.q") == "queries"
+    assert len(set(names.KINDS.values())) == 6
+    with pytest.raises(ValueError, match="'pooler' ends in none"):
+        kind("pooler")
 
 
 def test_the_style_sets_the_books_colours_and_width() -> None:

@@ -1,0 +1,50 @@
+"""Paired differences over seeds and rows."""
+
+import numpy as np
+import pytest
+
+from drone.lab.differences import majority, paired
+
+
+def logits(said):
+    """Logits of a model that says these classes, (..., 2)."""
+    return np.eye(2)[said]
+
+
+def test_the_majority_class_scores_its_share():
+    assert majority("mrpc", np.array([0, 1, 1, 1, 0])) == pytest.approx(60)
+
+
+def test_equal_models_differ_by_nothing_surely():
+    said = np.random.default_rng(0).integers(2, size=(3, 50))
+    found = paired("mrpc", np.ones(50, int), logits(said), logits(said))
+    assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
+def test_the_interval_over_rows_is_the_binomial_one():
+    rows = 400
+    labels = np.ones(rows, int)
+    before = labels.copy()
+    before[: rows // 5] = 0  # wrong on a fifth, where the other is right
+    found = paired(
+        "mrpc", labels, logits(before)[None], logits(labels)[None], draws=2000
+    )
+    assert found.value == pytest.approx(20)
+    spread = 1.96 * 100 * (0.2 * 0.8 / rows) ** 0.5
+    assert found.low == pytest.approx(20 - spread, abs=0.6)
+    assert found.high == pytest.approx(20 + spread, abs=0.6)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    labels = np.ones(100, int)
+    all_right, all_wrong = logits(labels), logits(1 - labels)
+    before = np.stack([all_wrong, all_right])
+    after = np.stack([all_right, all_wrong])
+    found = paired("mrpc", labels, before, after)
+    assert (found.value, found.low, found.high) == (0, -100, 100)
+
+
+def test_shapes_must_fit():
+    one = logits(np.ones((1, 4), int))
+    with pytest.raises(ValueError, match=r"twice \(seeds, rows, outputs\)"):
+        paired("mrpc", np.ones(5, int), one, one)
