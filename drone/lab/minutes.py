@@ -12,7 +12,9 @@ WORDS = 80  # a minute, of text with formulas in it
 LINES = 8  # a minute, of code that one has not seen before
 PROOF = 5  # minutes, with a pencil
 FOLDED = {"hide-input", "remove-cell", "remove-input", "hide-cell"}
-TOLD = re.compile(r"About \d+ minutes: [\d,]+ words,\s+\d+ lines of code,\s+\d+ proofs?\.")
+TOLD = re.compile(
+    r"About \d+ minutes: [\d,]+ words,\s+\d+ lines of code,\s+\d+ proofs?\."
+)
 # Markup, and what is read in one glance: a formula counts as a word.
 MARKUP = re.compile(r"\$\$.*?\$\$(?: \(\S+\))?|\$[^$]*\$", re.DOTALL)
 
