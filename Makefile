@@ -11,7 +11,7 @@ PY := $(BIN)/python
 AXE := tests/browser/node_modules/axe-core/axe.min.js
 STAMP := $(VENV)/.installed
 SITE := _build/html
-SOURCES := _config.yml _toc.yml $(shell find book drone -type f \
+SOURCES := _config.yml _toc.yml $(shell find book drone notebooks -type f \
 	-not -name '*.pyc' -not -path 'book/params/*')
 
 # A relative folder means one relative to here, wherever a notebook runs.
@@ -58,10 +58,12 @@ $(SITE)/index.html: $(STAMP) $(SOURCES)
 pdf: $(STAMP) ## print the whole book into _build/pdf/drone-book.pdf (needs Chromium)
 	$(PY) book/make_pdf.py
 
-# Two processes of one thread each; notebooks alone, with all threads, as a reader runs.
-test: $(STAMP) $(AXE) ## set up if needed, run all tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile
-	$(BIN)/pytest notebooks
+# Two processes of one thread each; the site is that of `make book`. Chapter 9 times two
+# threads, so it is alone.
+test: $(STAMP) $(AXE) $(SITE)/index.html ## set up if needed, run all tests
+	DRONE_SITE="$(SITE)" OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest notebooks -n 2 --dist loadfile --ignore-glob='*/09-*'
+	$(BIN)/pytest notebooks/09-*.ipynb
 
 test-fast: $(STAMP) ## the mathematics, layers and whole models, in three minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q tests/math tests/layers tests/search \
