@@ -91,8 +91,9 @@ class Table:
             for row in rows:
                 marks = _best(self, rows, row)
                 written = zip(self.cells(row), marks, strict=True)
-                cells = [cell + "*" * mark for cell, mark in written]
-                name = "  " * bool(group) + row.name + " (failed)" * row.failed
+                cells = [f"{cell}*" if mark else cell for cell, mark in written]
+                name = f"  {row.name}" if group else row.name
+                name += " (failed)" if row.failed else ""
                 lines.append([name, *cells])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         body = [
@@ -234,8 +235,8 @@ def _value(cell: Cell) -> float | None:
 
 
 def _html_row(made: Table, rivals: Sequence[Row], row: Row) -> str:
-    kinds = ("reference" * row.reference, "failed" * row.failed)
-    kind = " ".join(filter(None, kinds))
+    told = {"reference": row.reference, "failed": row.failed}
+    kind = " ".join(name for name, is_so in told.items() if is_so)
     marks = _best(made, rivals, row)
     written = zip(made.cells(row), marks, strict=True)
     cells = "".join(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from drone.lab.differences import majority, paired
+from drone.lab.metrics import METRICS
 
 
 def logits(said):
@@ -48,3 +49,29 @@ def test_shapes_must_fit():
     one = logits(np.ones((1, 4), int))
     with pytest.raises(ValueError, match=r"twice \(seeds, rows, outputs\)"):
         paired("mrpc", np.ones(5, int), one, one)
+
+
+def test_another_metric_than_accuracy_is_that_of_its_rows():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(2, size=60)
+    before, after = rng.normal(size=(2, 2, 60, 2))
+    found = paired("cola", labels, before, after, draws=20)
+    expected = [
+        METRICS["cola"]["matthews"](b, labels) - METRICS["cola"]["matthews"](a, labels)
+        for a, b in zip(before, after, strict=True)
+    ]
+    assert found.value == pytest.approx(100 * np.mean(expected))
+    assert found.low < found.value < found.high
+
+
+def test_accuracy_is_that_of_the_metric():
+    rng = np.random.default_rng(2)
+    labels = rng.integers(2, size=60)
+    before, after = rng.normal(size=(2, 2, 60, 2))
+    found = paired("mrpc", labels, before, after, draws=20)
+    accuracy = METRICS["mrpc"]["accuracy"]
+    expected = [
+        accuracy(b, labels) - accuracy(a, labels)
+        for a, b in zip(before, after, strict=True)
+    ]
+    assert found.value == pytest.approx(100 * np.mean(expected))
