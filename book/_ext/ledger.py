@@ -106,13 +106,20 @@ def to_cell(env: BuildEnvironment, chapter: str, cell: str) -> nodes.reference:
 
 
 def glued(path: Path, keys: list[str]) -> tuple[str, list[str]]:
-    """The cell that glued the first of the keys, and what each of them says."""
-    found = {}
+    """Where the first of the keys is judged, and what each of them says.
+
+    That is the cell that glued it; or, if it is not on the page, the one before it.
+    """
+    found, shown = {}, ""
     for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        if "remove-cell" not in cell.metadata.get("tags", []):
+            shown = cell.id
         for output in cell.get("outputs", []):
             name = output.get("metadata", {}).get("scrapbook", {}).get("name")
             if name in keys:
-                found[name] = cell.id, output.data[RECORD].strip("'\"")
+                found[name] = shown, output.data[RECORD].strip("'\"")
     if not keys or found.keys() != set(keys):
         raise ValueError(f"{path}: of {keys or 'no key'}, glued are {sorted(found)}.")
     return found[keys[0]][0], [found[key][1] for key in keys]

@@ -10,7 +10,7 @@ from sphinx.application import Sphinx
 # The theme brings each icon twice: in web fonts, loaded where one is used, and in a
 # script of half a megabyte (gzipped), loaded everywhere. The fonts are enough.
 ICON_SCRIPT = re.compile(r"\s*<script[^>]*/fontawesome\.js[^>]*></script>")
-IMAGE = re.compile(r'<img ([^>]*?)src="([^"]*_images/([^"]+\.png))"([^>]*)>')
+IMAGE = re.compile(r'<img ([^>]*?)src="([^"]*_images/([^"]+\.(?:png|svg)))"([^>]*)>')
 
 
 def tidy(
@@ -47,14 +47,21 @@ def lazy(found: re.Match[str], root: Path, files: dict[str, str]) -> str:
     before, address, name, after = found.groups()
     size = ""
     if name in files and "width=" not in before + after:
-        width, height = png_size(root / files[name])
+        width, height = image_size(root / files[name])
         size = f' width="{width}" height="{height}"'
     return f'<img {before}src="{address}"{after.rstrip("/ ")} loading="lazy"{size}>'
 
 
-def png_size(path: Path) -> tuple[int, int]:
-    width, height = struct.unpack(">II", path.read_bytes()[16:24])
-    return width, height
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of a PNG in pixels, or of an SVG in its own units."""
+    start = path.read_bytes()[:4000]
+    if path.suffix == ".png":
+        width, height = struct.unpack(">II", start[16:24])
+        return width, height
+    box = re.search(rb'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', start)
+    if box is None:
+        raise ValueError(f"{path}: no viewBox; a figure of known size has one.")
+    return round(float(box[1])), round(float(box[2]))
 
 
 def lighten(app: Sphinx, problem: Exception | None) -> None:
