@@ -19,19 +19,10 @@ from typing import Any
 import yaml
 from publish import KERNEL, ROOT, check_parameters, source
 
-import drone
 from drone.files import sha256
 from drone.lab import parameters
-from drone.lab.cases import case_key
 from drone.lab.job import Job
-from drone.lab.sweep import combinations, sweep, tell
-
-
-def library() -> str:
-    """Return a SHA-256 over the library's own files."""
-    package = Path(drone.__file__).parent
-    files = sorted(package.rglob("*.py"))
-    return case_key("library", {str(f.relative_to(package)): sha256(f) for f in files})
+from drone.lab.sweep import combinations, library, sweep, tell
 
 
 def chapter_job(path: Path, given: dict[str, Any], label: str) -> Job:

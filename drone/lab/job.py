@@ -57,8 +57,8 @@ class Job:
     def folder(self, sweep: Path) -> Path:
         """Return where it lies in a sweep's folder: its name, and 8 digits of its key.
 
-        >>> Job("one", ("true",)).folder(Path("runs")).parent
-        PosixPath('runs')
+        >>> Job("one", ("true",)).folder(Path("runs")).parent.name
+        'runs'
         """
         return sweep / f"{self.name}-{self.key()[:8]}"
 

@@ -22,8 +22,11 @@ from typing import Any
 
 from distributed import Client, LocalCluster, as_completed
 
+import drone
 import drone.lab.job as job_module
 from drone import progress
+from drone.files import sha256
+from drone.lab.cases import case_key
 from drone.lab.job import LOG, Job, done, place
 
 TAIL = 20  # lines of a failed job's log that are told
@@ -64,6 +67,17 @@ def combinations(grid: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         )
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
+
+
+def library() -> str:
+    """Return a SHA-256 over the library's own files: an input of every job.
+
+    >>> len(library())
+    64
+    """
+    package = Path(drone.__file__).parent
+    files = sorted(package.rglob("*.py"))
+    return case_key("library", {str(f.relative_to(package)): sha256(f) for f in files})
 
 
 def sweep(
@@ -125,14 +139,18 @@ def _client(scheduler: str | None, at_once: int) -> Iterator[Client]:
         with Client(scheduler) as client:
             yield client
         return
+    # Dask gives a worker one thread; its jobs need their share of the processors. As
+    # `env`, a worker that was started anew has it too.
+    threads = max(1, (os.cpu_count() or 1) // at_once)
     with (
         LocalCluster(
-            n_workers=at_once, threads_per_worker=1, dashboard_address=None
+            n_workers=at_once,
+            threads_per_worker=1,
+            dashboard_address=None,
+            env={"OMP_NUM_THREADS": str(threads)},
         ) as cluster,
         Client(cluster) as client,
     ):
-        threads = max(1, (os.cpu_count() or 1) // at_once)
-        client.run(os.environ.__setitem__, "OMP_NUM_THREADS", str(threads))
         yield client
 
 
@@ -180,9 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scheduler", help="address of a Dask scheduler")
     asked = parser.parse_args(arguments)
     listed = json.loads(asked.jobs.read_text(encoding="utf-8"))
-    here = str(Path.cwd())
+    here, inputs = str(Path.cwd()), {"library": library()}
     jobs = [
-        Job(name, (sys.executable, *words), cwd=here) for name, words in listed.items()
+        Job(name, (sys.executable, *words), cwd=here, inputs=inputs)
+        for name, words in listed.items()
     ]
     outcomes = sweep(
         jobs, asked.folder, scheduler=asked.scheduler, at_once=asked.at_once

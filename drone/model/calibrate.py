@@ -305,6 +305,20 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def first_input(
+    module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    """Return the first argument of a module's call, by place or by name.
+
+    Raises:
+        ValueError: it is no tensor.
+    """
+    x = args[0] if args else kwargs.get((arguments(module)[0] or [""])[0])
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name}: its first argument is no tensor.")
+    return x
+
+
 @contextmanager
 def watch_inputs(
     model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]
@@ -317,17 +331,13 @@ def watch_inputs(
     handles, owner = [], threading.get_ident()
 
     def attach(name: str) -> None:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> None:
+            if threading.get_ident() == owner:  # else somebody else uses the model
+                see(name, first_input(module, name, args, kwargs))
+
         module = module_named(model, name)
-        first = (arguments(module)[0] or [""])[0]
-
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if threading.get_ident() != owner:
-                return  # somebody else uses the model
-            x = args[0] if args else kwargs.get(first)
-            if not isinstance(x, Tensor):
-                raise ValueError(f"{name}: its first argument is no tensor.")
-            see(name, x)
-
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     try:

@@ -12,8 +12,8 @@ from drone import progress
 from drone.devices import double
 from drone.math.moments import SecondMoment
 from drone.model.adapters import encoder_linears, module_named
-from drone.model.calibrate import frozen
-from drone.model.inputs import prepared
+from drone.model.calibrate import first_input, frozen
+from drone.model.inputs import flat, prepared
 from drone.model.loss import LossFunction, loss_tensor
 
 
@@ -73,14 +73,16 @@ def calibrate_gradients(
             with _watched(model, names, number) as seen:
                 value, count = loss_tensor(model, batch, number, loss)
                 if value.requires_grad:
-                    (value * count).backward()  # the sum of the rows' own losses
+                    # The sum of the rows' own losses; float32, half would overflow.
+                    (value.float() * count).backward()
+            rows = _rows(batch)
             for name in names:
                 if name not in seen or seen[name][1] is None:
                     raise ValueError(
                         f"{name or 'the model'}: the loss of batch {number} does not "
                         "depend on it; leave it out."
                     )
-                _add(sums, name, number, *seen[name])
+                _add(sums, name, number, rows, *seen[name])
     if number < 0:
         raise ValueError("no batch to calibrate on; at least one is needed.")
     return {name: sums[name] for name in names}
@@ -108,20 +110,26 @@ def _watched(
     handles = []
 
     def attach(name: str) -> None:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        def hook(
+            module: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            output: Tensor,
+        ) -> Tensor:
             if name in seen:
                 raise ValueError(
                     f"{name}: runs twice in a pass; its gradients belong together, "
                     "which is not supported. Leave it out."
                 )
-            note = seen[name] = [args[0].detach(), None]
+            note = seen[name] = [first_input(module, name, args, kwargs).detach(), None]
             if not output.requires_grad:  # the first of a path: the graph begins here
                 # A copy, for a leaf must not be changed in place by what follows.
                 output = output.detach().requires_grad_().clone()
             output.register_hook(lambda gradient: note.__setitem__(1, gradient))
             return output
 
-        handles.append(module_named(model, name).register_forward_hook(hook))
+        module = module_named(model, name)
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     try:
         for name in names:
@@ -132,20 +140,34 @@ def _watched(
             handle.remove()
 
 
+def _rows(batch: Mapping[str, Any]) -> int:
+    """How many rows a batch has."""
+    sizes = [len(v) for v in flat(batch).values() if isinstance(v, Tensor) and v.ndim]
+    return sizes[0] if sizes else 1
+
+
 def _add(
-    sums: dict[str, Gradients], name: str, number: int, x: Tensor, gradient: Tensor
+    sums: dict[str, Gradients],
+    name: str,
+    number: int,
+    rows: int,
+    x: Tensor,
+    gradient: Tensor,
 ) -> None:
-    """Add one batch's rows: x (rows, tokens, in) or (rows, in), gradient alike."""
-    if x.ndim not in (2, 3):
+    """Add one batch's rows: x (rows, tokens, in) or (rows, in), gradient alike.
+
+    A Fisher information is of rows, so their axis must be known: XLNet has it second,
+    OPT puts rows and tokens into one.
+    """
+    square = x.ndim == 3 and x.shape[0] == x.shape[1] > 1
+    if x.ndim not in (2, 3) or len(x) != rows or square:
         raise ValueError(
             f"{name}, batch {number}: its input has shape {tuple(x.shape)}; (rows, "
-            "tokens, in) or (rows, in) is needed."
+            f"tokens, in) or (rows, in) is needed, with {rows} rows and another number "
+            "of tokens. Give batches of another size, or leave the module out."
         )
-    shape = (len(x), -1, x.shape[-1])
-    x, gradient = (
-        double(x).reshape(shape),
-        double(gradient).reshape(len(x), -1, gradient.shape[-1]),
-    )
+    x = double(x).reshape(rows, -1, x.shape[-1])
+    gradient = double(gradient).reshape(rows, -1, gradient.shape[-1])
     if not gradient.isfinite().all():
         raise ValueError(f"{name}, batch {number}: a gradient has NaN or Inf.")
     if name not in sums:

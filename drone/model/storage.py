@@ -123,6 +123,10 @@ def load(
             message names it.
         ImportError: the model is an LSTM of the book and a package of its is missing.
     """
+    if cls is not None and _is_abstract(cls):
+        raise ValueError(
+            f"cls is {cls.__name__}, which has no forward; give the class."
+        )
     folder = Path(folder)
     files = weight_files(folder)
     written = read_json(folder / CONFIG)
@@ -217,7 +221,7 @@ def _class_named(
         c
         for c in found
         if issubclass(c, PreTrainedModel)
-        and c.forward is not nn.Module.forward  # an abstract one cannot run
+        and not _is_abstract(c)
         and isinstance(config, c.config_class or PreTrainedConfig)
     ]
     if len(fitting) != 1:
@@ -226,6 +230,14 @@ def _class_named(
             f"class for a {config.model_type} that is known here. {hint}"
         )
     return fitting[0]
+
+
+def _is_abstract(kind: type) -> bool:
+    """Whether a class is a base of models and cannot run itself.
+
+    One that is built makes transformers take every later class for one with experts.
+    """
+    return getattr(kind, "forward", None) is nn.Module.forward
 
 
 def _subclasses(kind: type[PreTrainedModel]) -> Iterator[type[PreTrainedModel]]:

@@ -112,7 +112,8 @@ def compress(
         loss: of a search, or of a relative that needs gradients: (model, batch) → a
             scalar; None: what the model returns.
         relative: which of DRONE's family factorizes the Linears, such as `FWSVD()` of
-            `drone.model.family`; None: DRONE. With a share, a rank or your ranks.
+            `drone.family`; None: DRONE, or plain SVD without data. With a share, a
+            rank or your ranks.
 
     Returns:
         The copy. `copy.compressed` says what the number became, `report(copy)` what
@@ -150,10 +151,18 @@ def compress(
                 f"{relative} factorizes by itself: give it batches and a share, a rank "
                 "or {name: rank}, and no moments, factorizations, sequential or method."
             )
-        chosen = _chosen(model, ranks, filter, lists)
+        if loss is not None and not relative.gradients:
+            raise ValueError(f"{relative} takes no gradients; leave out loss.")
+        if isinstance(ranks, Mapping):
+            if filter is not None:
+                raise ValueError("filter goes with a number; your ranks have chosen.")
+            asked, chosen = "given ranks", dict(ranks)
+        else:
+            linears = _allowed(encoder_linears(model, lists), filter)
+            asked, chosen = _by_number(linears, ranks)
         made = factorize_relative(model, chosen, relative, batches, loss)
         small = by_ranks.compress(model, chosen, factorizations=made)
-        return _told(small, model, f"{relative}", chosen, list(chosen))
+        return _told(small, model, f"{asked} by {relative}", chosen, list(chosen))
     if isinstance(ranks, Mapping):
         if any(each is not None for each in (filter, method, loss)):
             raise ValueError(
@@ -183,9 +192,7 @@ def compress(
     if loss is not None:
         raise ValueError("loss goes with a search: speedup, loss_increase or a method.")
     linears = _allowed(encoder_linears(model, lists), filter)
-    chosen = _by_number(linears, ranks)
-    kind = "rank" if isinstance(ranks, Integral) else "a share of"
-    asked = f"{kind} {ranks:g}"
+    asked, chosen = _by_number(linears, ranks)
     if batches is not None and not sequential:
         if moments is not None:
             raise ValueError("moments and batches were given; one of them will do.")
@@ -266,22 +273,11 @@ def _allowed(modules: Mapping[str, Any], filter: Filter | None) -> dict[str, Any
     return kept
 
 
-def _chosen(
-    model: nn.Module,
-    ranks: Mapping[str, int] | float,
-    filter: Filter | None,
-    layers: list[str] | None,
-) -> dict[str, int]:
-    """Return {module name: rank} of a caller's ranks, one rank, or a share."""
-    if isinstance(ranks, Mapping):
-        return dict(ranks)
-    return _by_number(_allowed(encoder_linears(model, layers), filter), ranks)
-
-
-def _by_number(linears: Mapping[str, Any], number: float) -> dict[str, int]:
+def _by_number(linears: Mapping[str, Any], number: float) -> tuple[str, dict[str, int]]:
+    """Return what a number asks for, in words, and the ranks it gives."""
     if isinstance(number, Integral):
-        return _one_rank(linears, int(number))
-    return _one_share(linears, float(number))
+        return f"rank {number}", _one_rank(linears, int(number))
+    return f"a share of {number:g}", _one_share(linears, float(number))
 
 
 def _one_rank(linears: Mapping[str, Any], rank: int) -> dict[str, int]:

@@ -3,7 +3,13 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 
 import drone
 from drone.model.family import (
@@ -138,6 +144,7 @@ def test_the_verb_takes_each(tiny_bert: PreTrainedModel, relative: Relative) -> 
     batches = rows()
     small = drone.compress(tiny_bert, 0.5, batches=batches, relative=relative)
     assert small.compressed.kept <= 0.5
+    assert small.compressed.asked == f"a share of 0.5 by {relative}"
     same = drone.compress(tiny_bert, {NAME: 5}, batches=batches, relative=relative)
     left, right = factorize_relative(tiny_bert, [NAME], relative, batches)[
         NAME
@@ -168,6 +175,57 @@ def test_what_it_cannot_do_is_said(tiny_bert: PreTrainedModel) -> None:
         drone.compress(tiny_bert, {block: 2}, batches=batches, relative=FWSVD())
     with pytest.raises(ValueError, match="alpha is 2"):
         ASVD(2)
+    with pytest.raises(ValueError, match="leave out loss"):
+        drone.compress(
+            tiny_bert,
+            0.5,
+            batches=batches,
+            relative=ASVD(),
+            loss=lambda model, batch: model(**batch).loss,
+        )
+    with pytest.raises(ValueError, match="your ranks have chosen"):
+        drone.compress(
+            tiny_bert,
+            {NAME: 4},
+            batches=batches,
+            relative=ASVD(),
+            filter=lambda name, module: True,
+        )
+
+
+def test_an_axis_that_may_not_be_the_rows_is_refused() -> None:
+    """XLNet has tokens first; a Fisher information over that axis would be of tokens."""
+    sizes = {"vocab_size": 100, "d_model": 32, "n_layer": 1, "n_head": 4}
+    xlnet = XLNetForSequenceClassification(XLNetConfig(**sizes, d_inner=48))
+    with pytest.raises(ValueError, match=r"layer_1, batch 0.*with 3 rows"):
+        calibrate_gradients(xlnet, rows(), ["transformer.layer.0.ff.layer_1"])
+    bert = BertForSequenceClassification(
+        BertConfig(vocab_size=100, hidden_size=32, num_attention_heads=4)
+    )
+    square = {
+        "input_ids": torch.randint(5, 100, (6, 6)),
+        "labels": torch.ones(6).long(),
+    }
+    square["attention_mask"] = torch.ones_like(square["input_ids"])
+    with pytest.raises(ValueError, match="another number of tokens"):
+        calibrate_gradients(bert, [square], ["bert.encoder.layer.0.output.dense"])
+
+
+def test_an_input_may_go_by_its_name() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.inner(input=x)
+            return out
+
+    batch = {"x": torch.ones(4, 3), "labels": torch.ones(4)}
+    found = calibrate_gradients(
+        Model(), [batch], ["inner"], lambda m, b: m(b["x"]).square().mean()
+    )
+    assert found["inner"].inputs.count == 4
 
 
 def test_a_module_that_the_loss_does_not_reach_is_named() -> None:

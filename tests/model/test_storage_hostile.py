@@ -363,6 +363,13 @@ RIGHT_ONES: dict[str, Change] = {
 SHARDS: dict[str, Path] = {}
 
 
+def test_an_abstract_class_is_never_built(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cls is PreTrainedModel, which has no"):
+        load(tmp_path, cls=PreTrainedModel)
+    made = "_can_set_experts_implementation_cached_value"
+    assert made not in vars(PreTrainedModel)
+
+
 def logits(model: PreTrainedModel) -> Tensor:
     with torch.inference_mode():
         return model(input_ids=torch.arange(9)[None]).logits

@@ -352,7 +352,7 @@ class TestLanding:
         sizes = []
         page.on("response", lambda r: sizes.append(len(gzip.compress(r.body()))))
         page.goto(address + "book/intro.html", wait_until="networkidle")
-        assert sum(sizes) < 600_000  # over half of it two fonts of icons
+        assert sum(sizes) < 600_000  # nearly half: two fonts of icons
 
 
 def errors_by_numpy(angle, strength):

@@ -180,7 +180,7 @@ def test_a_link_opens_the_solution_or_the_cell_it_leads_to(address, page):
     page.goto(address + CHAPTER, wait_until="networkidle")
     for link, shown in [
         ("#solution-ex-01-kind", "#solution-ex-01-kind pre"),
-        ("#cell-spectra-verdict", "#cell-spectra-verdict .cell_input pre"),
+        ("#cell-spectra-table", "#cell-spectra-table .cell_input pre"),
     ]:
         assert not page.locator(shown).first.is_visible()
         page.goto("about:blank")
