@@ -71,7 +71,7 @@ def paired(
     seeds, count = before.shape[:2]
     rng = np.random.default_rng(seed)
     drawn = [
-        gain(rng.integers(seeds, size=seeds), rng.integers(count, size=count))
+        gain(rng.integers(seeds, size=(seeds,)), rng.integers(count, size=(count,)))
         for _ in range(draws)
     ]
     low, high = np.percentile(drawn, [2.5, 97.5])

@@ -194,7 +194,7 @@ def test_what_it_cannot_do_is_said(tiny_bert: PreTrainedModel) -> None:
 
 
 def test_an_axis_that_may_not_be_the_rows_is_refused() -> None:
-    """XLNet has tokens first; a Fisher information over that axis would be of tokens."""
+    """XLNet has tokens first: a Fisher information over that axis would be wrong."""
     sizes = {"vocab_size": 100, "d_model": 32, "n_layer": 1, "n_head": 4}
     xlnet = XLNetForSequenceClassification(XLNetConfig(**sizes, d_inner=48))
     with pytest.raises(ValueError, match=r"layer_1, batch 0.*with 3 rows"):
