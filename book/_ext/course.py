@@ -12,6 +12,7 @@ import html
 import sys
 import zipfile
 from pathlib import Path
+from string import ascii_uppercase
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -47,10 +48,12 @@ class QuizDirective(SphinxDirective):
             *self.parse(question.ask),
             raw("</div>"),
         ]
-        for choice in question.choices:
+        # A letter: to speak of an answer, and a name for one that is a formula alone.
+        for letter, choice in zip(ascii_uppercase, question.choices, strict=False):
             verdict = "Right." if choice.right else "No."
             made += [
                 raw(f'<details data-right="{str(choice.right).lower()}"><summary>'),
+                raw(f"<b>{letter}.</b> "),
                 nodes.inline("", "", *self.words(choice.text)),
                 raw('</summary><div class="quiz-why">'),
                 *self.parse(f"**{verdict}** {choice.why}"),
