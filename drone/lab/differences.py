@@ -55,13 +55,9 @@ def paired(
             f"labels {labels.shape}, before {before.shape}, after {after.shape}; "
             "(rows,) and twice (seeds, rows, outputs) are needed."
         )
-    name, metric = next(iter(METRICS[task].items()))
-    # accuracy is a mean over rows, so right and wrong are compared once for all draws
-    right = (after.argmax(-1) == labels) * 1.0 - (before.argmax(-1) == labels)
+    metric = next(iter(METRICS[task].values()))
 
     def gain(which: np.ndarray, rows: np.ndarray) -> float:
-        if name == "accuracy":
-            return 100 * float(right[which][:, rows].mean())
         told = labels[rows]
         each = [
             metric(after[s, rows], told) - metric(before[s, rows], told) for s in which
