@@ -15,14 +15,17 @@ until someone has read the page again (`make read CHAPTER=NN`).
     The gap is wide at every rank.
 
 A label is `answer` (below the title), `summary`, the name of a figure or table, or the
-identifier of a cell. A number is a name that the chapter glued, and how to write it.
+identifier of a cell. A number is a name that the chapter glued, and how to write it;
+or one that `values()` in `book/readings/NN.py` computes from the chapter's records, for
+what a reader noticed after the run.
 """
 
 import copy
+import importlib.util
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +53,17 @@ NUMBER = re.compile(r"(?<![\w-])\d[\d.,]*\d|(?<![\w-])\d")
 
 @dataclass(frozen=True)
 class Reading:
-    """A file of readings: `read`, the SHA-256 it was stamped with, and its `text`."""
+    """A file of readings.
+
+    Attributes:
+        read: the SHA-256 it was stamped with.
+        text: all its passages.
+        noticed: name → number or text, computed from the records for these passages.
+    """
 
     read: str
     text: str
+    noticed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def passages(self) -> dict[str, str]:
@@ -84,7 +94,20 @@ def load(path: Path) -> Reading:
     front = FRONT.match(text)
     if front is None:
         raise ValueError(f"{path.name}: begins with no '---', 'read: …', '---'.")
-    return Reading(front[1], text[front.end() :])
+    code = path.with_suffix(".py")
+    noticed = _run(code) if code.is_file() else {}
+    return Reading(front[1], text[front.end() :], noticed)
+
+
+def _run(code: Path) -> dict[str, Any]:
+    """Call `values()` of a file of the book that no package holds."""
+    spec = importlib.util.spec_from_file_location(f"readings_{code.stem}", code)
+    assert spec is not None  # a Python file has one
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: dict[str, Any] = module.values()
+    return found
 
 
 def stamp(path: Path, digest: str) -> None:
@@ -168,11 +191,16 @@ def set_in(notebook: NotebookNode, reading: Reading | None) -> NotebookNode:
     """Return a page with its passages set in anew; without a reading, with none.
 
     Raises:
-        ValueError: a label that the page has not, or a value it has not glued.
+        ValueError: a label that the page has not, a value that neither it nor the
+            reading has, or one that both have.
     """
     page = copy.deepcopy(notebook)
     page.cells = [cell for cell in page.cells if not is_reading(cell)]
     values = glued(page)
+    noticed = reading.noticed if reading else {}
+    if twice := values.keys() & noticed.keys():
+        raise ValueError(f"{', '.join(sorted(twice))}: glued, and computed once more.")
+    values |= noticed
     for label, text in reading.passages.items() if reading else ():
         place = _place(page, label)
         title = TITLES.get(label, "What we see")

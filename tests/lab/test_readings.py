@@ -142,6 +142,22 @@ def test_a_file_without_its_front_matter_is_refused(written: Path) -> None:
         readings.load(written)
 
 
+def test_what_was_noticed_later_is_computed_beside_the_text(
+    page: NotebookNode, written: Path
+) -> None:
+    written.write_text(TEXT.replace("It pays.", "It pays {value}`gain:.1f` times."))
+    code = written.with_suffix(".py")
+    code.write_text("def values():\n    return {'gain': 3 * 0.5}\n")
+    found = readings.set_in(page, readings.load(written))
+    assert "It pays 1.5 times." in found.cells[-1].source
+
+
+def test_a_value_has_one_source(page: NotebookNode, written: Path) -> None:
+    written.with_suffix(".py").write_text("def values():\n    return {'lost': 5}\n")
+    with pytest.raises(ValueError, match="lost: glued, and computed"):
+        readings.set_in(page, readings.load(written))
+
+
 def test_a_stamp_changes_the_front_matter_alone(written: Path) -> None:
     before = readings.load(written).text
     readings.stamp(written, "cd34")
