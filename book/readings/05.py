@@ -44,7 +44,4 @@ def values() -> dict[str, float]:
     note("thin", "mpnet-base", "greedy, by share", 0.33)
     note("thin_taught", "mpnet-base", "greedy, teacher", 0.33)
     found["large_rows"] = round(found["large_loose_lost"] * ROWS / 100)
-    same = [f"large_{way}_speed" for way in ("loose", "light", "teacher")]
-    found["same_slowest"] = min(found[name] for name in same)
-    found["same_fastest"] = max(found[name] for name in same)
     return found

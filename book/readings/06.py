@@ -57,5 +57,6 @@ def _trained() -> dict[str, float]:
         }
         small = min(s for s, more in within.items() if more <= PAPERS["bar"])
         found[f"trained_{short}_share"] = 100 * small
-        found[f"trained_{short}_quarter"] = within[0.25]
+        if short == "aware":
+            found["trained_quarter"] = math.exp(dense) * (1 + within[0.25] / 100)
     return found

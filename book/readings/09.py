@@ -11,10 +11,7 @@ def values() -> dict[str, float]:
     """Name → number for the passages of `09.md`."""
     table = records.load(RESULTS)
     sweep, products = table[table.what == "setting"], table[table.what == "product"]
-    found: dict[str, float] = {
-        "rows_least": sweep.batch.min(),
-        "rows_most": sweep.batch.max(),
-    }
+    found: dict[str, float] = {}
     for threads in (1, 2):
         seen = sweep[sweep.threads == threads].set_index(["batch", "length"])["speedup"]
         found[f"one_short_{threads}"] = seen[1, 16]
