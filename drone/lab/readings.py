@@ -44,10 +44,11 @@ GLUED = "application/papermill.record/text/plain"
 TITLES = {"answer": "The answer in 30 seconds", "summary": "What we found"}
 # What holds digits that are no result: roles and code, formulas, comments, references.
 NO_RESULT = re.compile(
-    r"^`{3,}.*$|\{[\w:-]+\}`[^`]*`|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|^:.*$|"
+    r"^% at .*$|^`{3,}.*$|\{[\w:-]+\}`[^`]*`|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|^:.*$|"
     r"\b(?:[Ss]ection|[Cc]hapters?|Theorem|Algorithm|[Ee]xercise) [\d.]+",
     re.MULTILINE,
 )
+SHOWN = re.compile(r"(?<!\S)-?\d+(?:\.\d+)?(?:e-?\d+)?(?!\S)")
 NUMBER = re.compile(r"(?<![\w-])\d[\d.,]*\d|(?<![\w-])\d")
 
 
@@ -159,6 +160,28 @@ def glued(notebook: NotebookNode) -> dict[str, Any]:
             kept = output.get("metadata", {}).get("scrapbook", {}).get("name")
             if kept is not None and GLUED in output.get("data", {}):
                 found[kept] = _number(output.data[GLUED])
+    return found
+
+
+def shown(notebook: NotebookNode, cell_id: str, row: str) -> list[float]:
+    """Read the numbers in a row of a table that a page shows.
+
+    A row that pandas has broken into several lines, or that several tables of the cell
+    have, gives all its numbers in turn.
+
+    Raises:
+        ValueError: the cell shows no table with such a row.
+    """
+    outputs = [o for c in notebook.cells if c.id == cell_id for o in c.outputs]
+    lines = "\n".join(o.get("data", {}).get("text/plain", "") for o in outputs)
+    found = [
+        float(number)
+        for line in map(str.strip, lines.splitlines())
+        if line.startswith(f"{row}  ")
+        for number in SHOWN.findall(line.removeprefix(row))
+    ]
+    if not found:
+        raise ValueError(f"cell {cell_id!r} shows no row {row!r} of numbers.")
     return found
 
 
