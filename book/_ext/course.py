@@ -1,9 +1,12 @@
-"""Quizzes in the page, and the files of the course that a page offers.
+"""Quizzes in the page, bands of scores, and the files of the course that a page offers.
 
     ```{quiz} 02
     ```
 
     {course-file}`Moodle XML <quiz-02.xml>`
+
+    ```{course-bands}
+    ```
 
 The files are made when the site is: `_static/course/` holds them.
 """
@@ -22,7 +25,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from book.course import assign, chapter, moodle, quiz, slides  # noqa: E402
+from book.course import assign, bands, chapter, moodle, quiz, slides  # noqa: E402
 
 STATIC = ROOT / "book" / "course" / "static"
 
@@ -73,6 +76,18 @@ class QuizDirective(SphinxDirective):
         """The inline content of a text of one paragraph."""
         (paragraph,) = self.parse(text)
         return list(paragraph.children)
+
+
+class BandsDirective(SphinxDirective):
+    """What a student's score may be, from the records."""
+
+    def run(self) -> list[nodes.Node]:
+        for band in bands.BANDS:
+            self.env.note_dependency(str(bands.RESULTS / f"{band.file}.jsonl"))
+        holder = nodes.container()
+        content = type(self.content)(bands.table().splitlines(), "bands")
+        self.state.nested_parse(content, self.content_offset, holder)
+        return list(holder.children)
 
 
 def raw(code: str) -> nodes.raw:
@@ -132,6 +147,7 @@ def add_static(app: Sphinx, config: Config) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("quiz", QuizDirective)
+    app.add_directive("course-bands", BandsDirective)
     app.add_role("course-file", CourseFile())
     app.connect("config-inited", add_static)
     app.connect("build-finished", write_files)

@@ -111,6 +111,12 @@ class Chapter:
                     return mime, output.data[mime]
         raise LookupError(f"{self.path.name}: cell {cell_id!r} has no output in words.")
 
+    def reading(self, label: str) -> str:
+        """What was seen in the published results, by label; without its figure."""
+        body = self.cell(f"reading-{label}").source.partition("\n\n")[2]
+        body = re.sub(r"^```\{.*?^```$", "", body, flags=re.M | re.S)
+        return str(body.removesuffix("````").strip())
+
     def _labelled(self, pattern: str, label: str) -> re.Match[str]:
         wanted = re.compile(pattern.format(label=re.escape(label)), re.M | re.S)
         for cell in self.cells:

@@ -103,6 +103,10 @@ def _bullets(chapter: Chapter, part: Part) -> str:
     return markup.to_html(chapter.bullets(part["bullets"]))
 
 
+def _reading(chapter: Chapter, part: Part) -> str:
+    return markup.to_html(chapter.reading(part["reading"]))
+
+
 def _equation(chapter: Chapter, part: Part) -> str:
     return rf"<div>\[{html.escape(chapter.equation(part['equation']))}\]</div>"
 
@@ -153,6 +157,7 @@ KINDS: dict[str, Callable[[Chapter, Part], str]] = {
     "say": _say,
     "paragraph": _paragraph,
     "bullets": _bullets,
+    "reading": _reading,
     "equation": _equation,
     "block": _block,
     "figure": _figure,

@@ -17,7 +17,7 @@ INSTALLER = Path(__file__).with_name("install.sh")
 
 
 def make(target: Path) -> Path:
-    """Fill the folder: wheels/, book.tar.gz, install.sh, SHA256SUMS."""
+    """Fill the folder: wheels/, book.tar.gz, python-version, install.sh, SHA256SUMS."""
     wheels = target / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(wheels)]
@@ -26,6 +26,9 @@ def make(target: Path) -> Path:
     subprocess.run([*pip, "--no-deps", str(ROOT)], check=True)
     book = ["git", "archive", "--format=tar.gz", "-o", str(target / "book.tar.gz")]
     subprocess.run([*book, "HEAD"], check=True, cwd=ROOT)
+    # the lock names other releases for other Pythons, down to the third number
+    made_with = ".".join(map(str, sys.version_info[:3]))
+    (target / "python-version").write_text(made_with)
     shutil.copy(INSTALLER, target)
     write_sums(target)
     return target

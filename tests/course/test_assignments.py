@@ -1,9 +1,11 @@
 """Assignments: nothing leaks, and marks are what they should be."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
+import jupytext
 import nbformat
 import pytest
 
@@ -98,6 +100,44 @@ def test_points_add_up_to_what_the_text_promises(student):
     assert sum(map(int, each)) == int(promised)
     shown = re.findall(r"^## \d+\..*\((\d+) points", text, re.M)
     assert shown == each
+
+
+def outcomes(cells, name):
+    """Run a notebook's cells here, then all its tests: {test: what it complained}."""
+    state = {}
+    for cell in cells:
+        if "grader" not in cell:  # otter-grader's own
+            exec(cell, state)
+    text = (assign.SOURCES / f"{name}.md").read_text(encoding="utf-8")
+    found = {}
+    for body in re.findall(r"^(def test_\w+\(.*?)(?=^```)", text, re.M | re.S):
+        scope = {}
+        exec(body, scope)
+        (test,) = (value for value in scope.values() if inspect.isfunction(value))
+        try:
+            test(**{wanted: state[wanted] for wanted in inspect.signature(test).parameters})
+        except Exception as error:
+            found[test.__name__] = error
+        else:
+            found[test.__name__] = None
+    return found
+
+
+def solution(name):
+    """The code cells of a source, solutions in and prompts out."""
+    for cell in jupytext.read(assign.SOURCES / f"{name}.md", fmt="md:myst").cells:
+        if cell.cell_type == "code" and "BEGIN TEST CONFIG" not in cell.source:
+            prompt = r'^ *""" # BEGIN PROMPT\n.*?^ *""" # END PROMPT\n?'
+            yield re.sub(prompt, "", cell.source, flags=re.M | re.S)
+
+
+def test_a_solution_passes_every_test_and_the_untouched_notebook_none(student):
+    name, notebook = student
+    solved = outcomes(solution(name), name)
+    assert {test: error for test, error in solved.items() if error} == {}
+    untouched = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    passed = outcomes(untouched, name)
+    assert [test for test, error in passed.items() if error is None] == []
 
 
 @pytest.fixture(scope="module")

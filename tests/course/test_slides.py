@@ -67,6 +67,7 @@ def test_a_deck_is_made_from_the_chapter(number):
         ({"output": "gone"}, "no cell 'gone'"),
         ({"paragraph": "**Gone.**"}, "no paragraph starts with"),
         ({"bullets": "## Gone"}, "no list below"),
+        ({"reading": "gone"}, "no cell 'reading-gone'"),
         ({"picture": "x"}, "exactly one of"),
     ],
 )
@@ -88,6 +89,13 @@ def test_code_that_cannot_be_read_from_afar_is_refused(tmp_path):
 def test_what_a_slide_shows_is_the_chapters_own(tmp_path):
     page = one_slide(tmp_path, equation="eq-objective")
     assert chapter.published("02").equation("eq-objective")[:20] in page
+
+
+def test_what_was_seen_comes_without_its_figure(tmp_path):
+    page = one_slide(tmp_path, reading="answer")
+    words = chapter.published("02").reading("answer").split()
+    assert words[-1].strip("*.,") in page
+    assert "```" not in page and ":class:" not in page and "admonition" not in page
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,101 @@
+"""What a student's score may be, from the records of the published runs.
+
+Seeds differ, so a rerun under a new seed gives another score. If scores over seeds are
+roughly normal, the next one lies in mean ± t·s·√(1 + 1/n) in 95 of 100 cases.
+"""
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student_t
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+@dataclass(frozen=True)
+class Band:
+    """One kind of record, the same under several seeds."""
+
+    title: str
+    file: str  # in book/results
+    where: dict[str, Any]  # what its records have in common
+    field: str  # which of their numbers
+    scale: float = 1.0  # to points
+
+
+MRPC = {"encoder": "minilm", "task": "mrpc"}
+BANDS = [
+    Band("1: dense", "01-svd-baseline", MRPC | {"method": "dense"}, "accuracy"),
+    Band(
+        "1: SVD, rank 192",
+        "01-svd-baseline",
+        MRPC | {"method": "svd", "knob": 192},
+        "accuracy",
+    ),
+    Band(
+        "1: three of six layers",
+        "01-svd-baseline",
+        MRPC | {"method": "layers", "knob": 3},
+        "accuracy",
+    ),
+    Band(
+        "3: SVD, rank 128",
+        "03-algorithm-1",
+        MRPC | {"method": "svd", "rank": 128},
+        "score",
+        100,
+    ),
+    Band(
+        "3: DRONE, rank 128",
+        "03-algorithm-1",
+        MRPC | {"method": "drone", "rank": 128},
+        "score",
+        100,
+    ),
+    Band(
+        "5: Algorithm 2, budget 20 %",
+        "05-algorithm-2",
+        {"study": "MiniLM", "method": "Algorithm 2", "setting": 0.2},
+        "score",
+    ),
+]
+
+
+def next_seed(scores: list[float]) -> tuple[float, float]:
+    """Where the score of one more seed lies in 95 of 100 cases."""
+    count = len(scores)
+    if count < 2:
+        raise ValueError(f"{count} seed: a band needs two at least.")
+    width = float(student_t.ppf(0.975, count - 1)) * statistics.stdev(scores)
+    middle, width = statistics.mean(scores), width * (1 + 1 / count) ** 0.5
+    return middle - width, middle + width
+
+
+def scores(band: Band, folder: Path = RESULTS) -> list[float]:
+    """The scores of a band's records, one a seed, in points."""
+    path = folder / f"{band.file}.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    found = {
+        record["seed"]: band.scale * record[band.field]
+        for record in records
+        if all(record.get(key) == value for key, value in band.where.items())
+    }
+    if not found:
+        raise LookupError(f"{path.name} has no record with {band.where}.")
+    return list(found.values())
+
+
+def table(folder: Path = RESULTS) -> str:
+    """The bands as a Markdown table."""
+    lines = ["| chapter and model | seeds | mean | a new seed |", "|---|---:|---:|---:|"]
+    for band in BANDS:
+        each = scores(band, folder)
+        low, high = next_seed(each)
+        mean = statistics.mean(each)
+        lines.append(
+            f"| {band.title} | {len(each)} | {mean:.1f} | {low:.1f} to {high:.1f} |"
+        )
+    return "\n".join(lines)
