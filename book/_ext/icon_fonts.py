@@ -16,6 +16,7 @@ NAME = re.compile(r"\bfa-[a-z0-9-]+")
 # .fa-square-github:before,.fa-github-square:before{content:"\f092"}
 ICON = re.compile(r'((?:\.fa-[a-z0-9-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')
 ANY_CODE = re.compile(r'"\\([ef][0-9a-f]{3})"')
+ANY_SIGN = re.compile("[\ue000-\uf8ff]")  # the same, written as the sign itself
 SOURCES = re.compile(r"src:(url\([^)]*/(fa-[\w-]+)\.woff2\)[^;}]*)")
 
 
@@ -39,6 +40,7 @@ def thin(site: Path) -> None:
     for style in (site / "_static").rglob("*.css"):
         rest = css if style == sheet else style.read_text(encoding="utf-8")
         codes.update(ANY_CODE.findall(rest))
+        codes.update(f"{ord(sign):x}" for sign in ANY_SIGN.findall(rest))
     for font in sorted((site / FONTS).glob("*.ttf")):
         keep(font, [int(code, 16) for code in codes])
     css = SOURCES.sub(
