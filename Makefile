@@ -61,7 +61,7 @@ pdf: $(STAMP) ## print the whole book into _build/pdf/drone-book.pdf (needs Chro
 # Two processes of one thread each; the site is that of `make book`. Chapter 9 times two
 # threads, so it is alone.
 test: $(STAMP) $(AXE) $(SITE)/index.html ## set up if needed, run all tests
-	DRONE_SITE="$(SITE)" OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile
+	DRONE_SITE="$(SITE)" OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile --durations=30
 	OMP_NUM_THREADS=1 $(BIN)/pytest notebooks -n 2 --dist loadfile --ignore-glob='*/09-*'
 	$(BIN)/pytest notebooks/09-*.ipynb
 

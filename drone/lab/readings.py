@@ -15,14 +15,17 @@ until someone has read the page again (`make read CHAPTER=NN`).
     The gap is wide at every rank.
 
 A label is `answer` (below the title), `summary`, the name of a figure or table, or the
-identifier of a cell. A number is a name that the chapter glued, and how to write it.
+identifier of a cell. A number is a name that the chapter glued, and how to write it;
+or one that `values()` in `book/readings/NN.py` computes from the chapter's records, for
+what a reader noticed after the run.
 """
 
 import copy
+import importlib.util
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +44,27 @@ GLUED = "application/papermill.record/text/plain"
 TITLES = {"answer": "The answer in 30 seconds", "summary": "What we found"}
 # What holds digits that are no result: roles and code, formulas, comments, references.
 NO_RESULT = re.compile(
-    r"^`{3,}.*$|\{[\w:-]+\}`[^`]*`|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|^:.*$|"
+    r"^% at .*$|^`{3,}.*$|\{[\w:-]+\}`[^`]*`|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|^:.*$|"
     r"\b(?:[Ss]ection|[Cc]hapters?|Theorem|Algorithm|[Ee]xercise) [\d.]+",
     re.MULTILINE,
 )
+SHOWN = re.compile(r"(?<!\S)-?\d+(?:\.\d+)?(?:e-?\d+)?(?!\S)")
 NUMBER = re.compile(r"(?<![\w-])\d[\d.,]*\d|(?<![\w-])\d")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A file of readings: `read`, the SHA-256 it was stamped with, and its `text`."""
+    """A file of readings.
+
+    Attributes:
+        read: the SHA-256 it was stamped with.
+        text: all its passages.
+        noticed: name → number or text, computed from the records for these passages.
+    """
 
     read: str
     text: str
+    noticed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def passages(self) -> dict[str, str]:
@@ -84,7 +95,20 @@ def load(path: Path) -> Reading:
     front = FRONT.match(text)
     if front is None:
         raise ValueError(f"{path.name}: begins with no '---', 'read: …', '---'.")
-    return Reading(front[1], text[front.end() :])
+    code = path.with_suffix(".py")
+    noticed = _run(code) if code.is_file() else {}
+    return Reading(front[1], text[front.end() :], noticed)
+
+
+def _run(code: Path) -> dict[str, Any]:
+    """Call `values()` of a file of the book that no package holds."""
+    spec = importlib.util.spec_from_file_location(f"readings_{code.stem}", code)
+    assert spec is not None  # a Python file has one
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: dict[str, Any] = module.values()
+    return found
 
 
 def stamp(path: Path, digest: str) -> None:
@@ -139,6 +163,28 @@ def glued(notebook: NotebookNode) -> dict[str, Any]:
     return found
 
 
+def shown(notebook: NotebookNode, cell_id: str, row: str) -> list[float]:
+    """Read the numbers in a row of a table that a page shows.
+
+    A row that pandas has broken into several lines, or that several tables of the cell
+    have, gives all its numbers in turn.
+
+    Raises:
+        ValueError: the cell shows no table with such a row.
+    """
+    outputs = [o for c in notebook.cells if c.id == cell_id for o in c.outputs]
+    lines = "\n".join(o.get("data", {}).get("text/plain", "") for o in outputs)
+    found = [
+        float(number)
+        for line in map(str.strip, lines.splitlines())
+        if line.startswith(f"{row}  ")
+        for number in SHOWN.findall(line.removeprefix(row))
+    ]
+    if not found:
+        raise ValueError(f"cell {cell_id!r} shows no row {row!r} of numbers.")
+    return found
+
+
 def _number(text: str) -> Any:
     """Read a glued value; numbers come as numbers, so that a passage can round them."""
     for kind in (int, float):
@@ -168,11 +214,16 @@ def set_in(notebook: NotebookNode, reading: Reading | None) -> NotebookNode:
     """Return a page with its passages set in anew; without a reading, with none.
 
     Raises:
-        ValueError: a label that the page has not, or a value it has not glued.
+        ValueError: a label that the page has not, a value that neither it nor the
+            reading has, or one that both have.
     """
     page = copy.deepcopy(notebook)
     page.cells = [cell for cell in page.cells if not is_reading(cell)]
     values = glued(page)
+    noticed = reading.noticed if reading else {}
+    if twice := values.keys() & noticed.keys():
+        raise ValueError(f"{', '.join(sorted(twice))}: glued, and computed once more.")
+    values |= noticed
     for label, text in reading.passages.items() if reading else ():
         place = _place(page, label)
         title = TITLES.get(label, "What we see")

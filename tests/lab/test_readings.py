@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -142,6 +143,35 @@ def test_a_file_without_its_front_matter_is_refused(written: Path) -> None:
         readings.load(written)
 
 
+def test_what_was_noticed_later_is_computed_beside_the_text(
+    page: NotebookNode, written: Path
+) -> None:
+    written.write_text(TEXT.replace("It pays.", "It pays {value}`gain:.1f` times."))
+    code = written.with_suffix(".py")
+    code.write_text("def values():\n    return {'gain': 3 * 0.5}\n")
+    found = readings.set_in(page, readings.load(written))
+    assert "It pays 1.5 times." in found.cells[-1].source
+
+
+def test_a_value_has_one_source(page: NotebookNode, written: Path) -> None:
+    written.with_suffix(".py").write_text("def values():\n    return {'lost': 5}\n")
+    with pytest.raises(ValueError, match="lost: glued, and computed"):
+        readings.set_in(page, readings.load(written))
+
+
+def test_a_row_of_a_table_is_read_as_the_page_shows_it(page: NotebookNode) -> None:
+    table = pd.DataFrame(
+        {"lost": [1.5, -2], "interval": ["0.1 to 3", "-4.0 to -1e-05"]},
+        ["SVD", "SVD on 20%"],
+    )
+    output = new_output("display_data", data={"text/plain": str(table)})
+    page.cells[1].outputs = [output, output]
+    assert readings.shown(page, "plot", "SVD") == 2 * [1.5, 0.1, 3]
+    assert readings.shown(page, "plot", "SVD on 20%") == 2 * [-2, -4, -1e-5]
+    with pytest.raises(ValueError, match="'plot' shows no row 'DRONE'"):
+        readings.shown(page, "plot", "DRONE")
+
+
 def test_a_stamp_changes_the_front_matter_alone(written: Path) -> None:
     before = readings.load(written).text
     readings.stamp(written, "cd34")
@@ -179,6 +209,7 @@ def test_other_records_and_other_values_ask_for_a_reader(
         ("{value}`a:.1f`, {ref}`x-1.2`, `k=3`, $\\sigma_1 = 2$", []),
         ("section 1.4 and Chapter 3 on SST-2 and Algorithm 2", []),
         ("```{chapter-figure} 02-x plot\nA\n```\n{value}`a:.1f` and 7", ["7"]),
+        ("% at 47ec3d68\nSVD loses 3", ["3"]),
         ("[here](https://x.y/2.0)\n:width: 300", []),
     ],
 )

@@ -8,8 +8,10 @@ import nbformat
 import numpy as np
 import pytest
 from built_site import CHAPTER, DESKTOP, PHONE, ROOT, needs_browser, pages, soup
+from fontTools.ttLib import TTFont
 
 LEDGER = "book/ledger.html"
+LOOKS = {"fa-solid", "fa-regular", "fa-brands", "fa-lg"}  # of an icon, not its name
 CHAPTERS = sorted((ROOT / "book" / "chapters").glob("*.ipynb"))
 SCROLLS = (
     "e => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1"
@@ -97,11 +99,53 @@ def test_no_table_of_results_has_an_empty_header(site):
 def test_numbers_in_tables_end_below_each_other(address, page):
     page.goto(address + html(CHAPTERS[8]), wait_until="networkidle")
     looks = page.eval_on_selector_all(
-        "article table.dataframe tbody td:not(:first-child)",
+        "article :is(table.dataframe, table.results) tbody td:not(:first-child)",
         "all => all.map(e => { const s = getComputedStyle(e);"
         " return s.textAlign + ' ' + s.fontVariantNumeric })",
     )
     assert set(looks) == {"right tabular-nums"}
+
+
+# The least contrast of the words of tables with the ground behind them. axe finds none
+# of it, for the shadows at a table's edges are a picture. A canvas reads any colour.
+LEAST_CONTRAST = """() => {
+  const canvas = document.createElement("canvas");
+  const pen = canvas.getContext("2d", {willReadFrequently: true});
+  const seen = (colour) => {
+    pen.clearRect(0, 0, 1, 1);
+    pen.fillStyle = colour;
+    pen.fillRect(0, 0, 1, 1);
+    return [...pen.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (colour) => {
+    const [r, g, b] = colour.map((part) => {
+      const share = part / 255;
+      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+  };
+  const ground = (e) => {
+    const colour = seen(getComputedStyle(e).backgroundColor);
+    return colour[3] === 255 ? colour : ground(e.parentElement);
+  };
+  document.querySelectorAll("details").forEach((fold) => (fold.open = true));
+  const words = document.querySelectorAll(
+    "article table :is(caption, th, td), article details.results-all > summary");
+  return Math.min(...[...words].map((e) => {
+    const both = [light(seen(getComputedStyle(e).color)), light(ground(e))];
+    return Math.max(...both) / Math.min(...both);
+  }));
+}"""
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_tables_are_legible_in_both_schemes(site, address, page, scheme):
+    page.add_init_script(f"localStorage.setItem('mode', '{scheme}')")
+    page.route("**/mathjax/**", lambda route: route.abort())  # tables do without
+    for path in (p for p in CHAPTERS if soup(site / html(p)).select("table.results")):
+        page.goto(address + html(path), wait_until="load")
+        assert page.evaluate(LEAST_CONTRAST) > 4.5, path.stem
 
 
 @needs_browser
@@ -217,6 +261,25 @@ def test_icons_come_once_and_images_when_they_are_near(site):
             assert image["loading"] == "lazy"
             assert int(image["width"]) > 0
             assert int(image["height"]) > 0
+
+
+def test_the_fonts_of_icons_have_all_that_is_shown_and_little_else(site):
+    fonts = list((site / "_static").rglob("fa-*.woff*"))
+    assert len(fonts) == 3
+    assert sum(font.stat().st_size for font in fonts) < 20_000
+    drawn = {code for font in fonts for code in TTFont(font).getBestCmap()}
+    styles = "".join(p.read_text() for p in (site / "_static").rglob("*.css"))
+    asked = {int(c, 16) for c in re.findall(r'"\\([ef][0-9a-f]{3})"', styles)}
+    assert asked <= drawn
+    named = {
+        name
+        for page in pages(site)
+        for icon in soup(site / page).select("[class*='fa-']")
+        for name in icon["class"]
+        if name.startswith("fa-") and name not in LOOKS
+    }
+    assert len(named) > 10
+    assert [n for n in named if not re.search(rf"\.{n}:before", styles)] == []
 
 
 @needs_browser
@@ -347,12 +410,16 @@ class TestLanding:
         assert f"Version {version}." in text
         assert f"version = {{{version}}}" in text
 
-    @needs_browser
-    def test_is_light(self, address, page):
-        sizes = []
-        page.on("response", lambda r: sizes.append(len(gzip.compress(r.body()))))
-        page.goto(address + "book/intro.html", wait_until="networkidle")
-        assert sum(sizes) < 600_000  # nearly half: two fonts of icons
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("name", "most"), [("book/intro.html", 350_000), (CHAPTER, 900_000)]
+)
+def test_a_first_visit_is_light(address, page, name, most):
+    sizes = []
+    page.on("response", lambda r: sizes.append(len(gzip.compress(r.body()))))
+    page.goto(address + name, wait_until="networkidle")
+    assert sum(sizes) < most
 
 
 def errors_by_numpy(angle, strength):
