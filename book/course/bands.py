@@ -90,7 +90,10 @@ def scores(band: Band, folder: Path = RESULTS) -> list[float]:
 
 def table(folder: Path = RESULTS) -> str:
     """The bands as a Markdown table."""
-    lines = ["| chapter and model | seeds | mean | a new seed |", "|---|---:|---:|---:|"]
+    lines = [
+        "| chapter and model | seeds | mean | a new seed |",
+        "|---|---:|---:|---:|",
+    ]
     for band in BANDS:
         each = scores(band, folder)
         low, high = next_seed(each)

@@ -115,6 +115,7 @@ class Chapter:
         """What was seen in the published results, by label; without its figure."""
         body = self.cell(f"reading-{label}").source.partition("\n\n")[2]
         body = re.sub(r"^```\{.*?^```$", "", body, flags=re.M | re.S)
+        body = re.sub(r"\{bdg-[\w-]+\}`([^`]*)`\s*", r"*\1*\n\n", body)  # the verdict
         return str(body.removesuffix("````").strip())
 
     def _labelled(self, pattern: str, label: str) -> re.Match[str]:

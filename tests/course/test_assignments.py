@@ -115,7 +115,12 @@ def outcomes(cells, name):
         exec(body, scope)
         (test,) = (value for value in scope.values() if inspect.isfunction(value))
         try:
-            test(**{wanted: state[wanted] for wanted in inspect.signature(test).parameters})
+            test(
+                **{
+                    wanted: state[wanted]
+                    for wanted in inspect.signature(test).parameters
+                }
+            )
         except Exception as error:
             found[test.__name__] = error
         else:
