@@ -72,7 +72,7 @@ function buildFigure(place) {
       <text x="36" y="14" text-anchor="end">100</text><text x="36" y="184" text-anchor="end">0</text>
       <text x="390" y="198" text-anchor="end">rank ${record.ranks[last]}</text>
       <path class="rank-even" d="M${even} 10V180"/>
-      <text x="${even}" y="198" text-anchor="middle">break-even ${breakEven(m, n)}</text>
+      <text x="${even - 5}" y="20" text-anchor="end">break-even ${breakEven(m, n)}</text>
       <polyline class="rank-spectrum" points="${line("spectrum")}"/>
       <polyline class="toy-line toy-svd" points="${line("lost_svd")}"/>
       <polyline class="toy-line toy-drone" points="${line("lost_drone")}"/>
