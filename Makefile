@@ -55,8 +55,8 @@ $(SITE)/index.html: $(STAMP) $(SOURCES)
 	$(BIN)/jupyter-book build . --warningiserror --keep-going
 	@touch $@
 
-pdf: $(STAMP) ## print the whole book into _build/pdf/drone-book.pdf (needs Chromium)
-	$(PY) book/make_pdf.py
+pdf: $(SITE)/index.html ## print the whole book into _build/html/drone-book.pdf (needs Chromium)
+	$(PY) -m book.make_pdf
 
 # Two processes of one thread each; the site is that of `make book`. Chapter 9 times two
 # threads, so it is alone.
