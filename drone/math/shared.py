@@ -43,13 +43,13 @@ def factorize_shared(
     if len(sizes) != 1 or (moments is not None and len(moments) != len(weights)):
         raise ValueError(
             f"{len(weights)} weights with {sorted(sizes)} inputs, "
-            f"{'no' if moments is None else len(moments)} moments; at least one weight, "
-            "one number of inputs and as many moments are needed."
+            f"{'no' if moments is None else len(moments)} moments; at least one "
+            "weight, one number of inputs and as many moments are needed."
         )
     stacked = torch.cat([weight.double() for weight in weights])  # (Σ out_i, in)
     total = None
     if moments is not None:
-        total = sum(checked_moment(moment, stacked) for moment in moments)
+        total = torch.stack([checked_moment(m, stacked) for m in moments]).sum(0)
     found = factorize(stacked, total)
     # ‖b_j X‖², b_j a row of B: they are orthogonal in that metric.
     energy = -found.errors.square().diff()  # (r,)

@@ -1,4 +1,4 @@
-"""Inputs that have shifted: the layers below are compressed, the outputs wanted are not.
+"""Inputs that have shifted: the layers below are compressed, outputs as before.
 
     min over Ŵ of rank k of ‖W T − Ŵ X'‖_F,   T = a X + (1 − a) X'
 
@@ -70,9 +70,7 @@ def factorize_shifted(
     # ‖W T − B X'‖² with T − (I + change) X' = a (X − X') − change X'.
     shift = then - cross - cross.T + now  # Σ (x − x')(x − x')ᵀ
     other = (cross - now) @ change.T  # (X − X') (change X')ᵀ
-    left_over = (
-        anchor**2 * shift - anchor * (other + other.T) + change @ now @ change.T
-    )
+    left_over = anchor**2 * shift - anchor * (other + other.T) + change @ now @ change.T
     lost = torch.einsum("oi,ij,oj->", matrix, left_over, matrix).clamp_min(0)
     found = factorize(best, now)
     errors = (found.errors.square() + lost).sqrt()
