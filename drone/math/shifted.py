@@ -14,7 +14,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from drone.math.factorize import Factorization, checked_weight, factorize, largest_first
+from drone.math.factorize import (
+    MAX_CONDITION,
+    Factorization,
+    checked_weight,
+    factorize,
+    largest_first,
+)
 from drone.math.moments import SecondMoment
 
 
@@ -65,7 +71,7 @@ def factorize_shifted(
     then, cross = both[:size, :size] + extra, both[:size, size:] + extra  # XXᵀ, XX'ᵀ
     mixed = anchor * cross + (1 - anchor) * now  # T X'ᵀ
     # B = W + W (T X'ᵀ − X'X'ᵀ)(X'X'ᵀ)⁺: directions that X' never took keep W.
-    change = (mixed - now) @ _pseudo_inverse(now)
+    change = _divided(mixed - now, now, ridge)
     best = matrix + matrix @ change
     # ‖W T − B X'‖² with T − (I + change) X' = a (X − X') − change X'.
     shift = then - cross - cross.T + now  # Σ (x − x')(x − x')ᵀ
@@ -90,9 +96,15 @@ def check_shift(anchor: float, ridge: float) -> None:
         )
 
 
-def _pseudo_inverse(symmetric: Tensor) -> Tensor:
-    """C⁺; eigenvalues that are rounding count as 0, whatever the scale of C is."""
+def _divided(matrix: Tensor, symmetric: Tensor, ridge: float) -> Tensor:
+    """M C⁺, C with its ridge."""
+    size = len(symmetric)
+    # With a ridge C's condition number is below in / ridge: where float64 leaves half
+    # of its digits Cholesky is precise, in a fraction of the time.
+    if ridge * MAX_CONDITION**2 > size and symmetric.trace() > 0:
+        lower = torch.linalg.cholesky(symmetric)
+        return torch.cholesky_solve(matrix.T, lower).T
     values, vectors = largest_first(symmetric)
-    least = len(symmetric) * torch.finfo(values.dtype).eps * values[0]
-    kept = values > least
-    return vectors[:, kept] / values[kept] @ vectors[:, kept].T
+    # Eigenvalues that are rounding count as 0, whatever the scale of C is.
+    kept = values > size * torch.finfo(values.dtype).eps * values[0]
+    return matrix @ vectors[:, kept] / values[kept] @ vectors[:, kept].T

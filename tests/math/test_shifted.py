@@ -1,4 +1,4 @@
-"""Shifted inputs against least squares, iterated from random starts, and DRONE's own."""
+"""Shifted inputs against least squares from random starts, and DRONE's own form."""
 
 import pytest
 import torch
