@@ -74,7 +74,9 @@ def decoder(words: int, size: Size, seed: int = 0) -> GPT2LMHeadModel:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return GPT2LMHeadModel(config).eval()
+        model = GPT2LMHeadModel(config)
+    model.eval()
+    return model
 
 
 def rows(ids: Tensor, context: int) -> Tensor:
