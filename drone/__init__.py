@@ -54,6 +54,7 @@ from drone.model.inputs import prepare
 from drone.model.loss import OneClassWarning
 from drone.model.masks import LeftPaddingWarning, NoMaskWarning
 from drone.model.moment_files import load_moments, save_moments
+from drone.model.processes import merge_over_processes
 from drone.model.report import report
 from drone.model.storage import load, save
 from drone.search import costs
@@ -127,6 +128,7 @@ __all__ = [
     "lab",
     "load",
     "load_moments",
+    "merge_over_processes",
     "multiply_adds",
     "prepare",
     "profile_modules",

@@ -1,4 +1,4 @@
-"""README's examples for one's own model, run as they are written."""
+"""Examples for one's own model, README's and the page's, run as they are written."""
 
 import csv
 import random
@@ -19,7 +19,9 @@ from typer.testing import CliRunner
 
 from drone.cli.app import app
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "book" / "compress.md").read_text(encoding="utf-8")
 WORDS = ["good", "bad", "a", "the", "film", "book"]
 
 
@@ -52,9 +54,9 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def block(language: str, word: str) -> str:
-    """The block of README that has this word."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def block(language: str, word: str, text: str = README) -> str:
+    """The block of README, or of another text, that has this word."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
     (found,) = [each for each in blocks if word in each]
     return str(found)
 
@@ -75,6 +77,10 @@ def test_the_example_for_ones_own_model_and_rows(
     assert "asked for a share of 0.5: 12 of 12 modules replaced" in said
     assert "RankPlan by drone: loss ≤ 1.1 × the dense loss" in said
     assert names["plan"].loss <= 1.1 * names["plan"].dense_loss
+    exec(block("python", "accepted", PAGE), names)
+    assert names["low"] <= names["points"] <= names["high"]
+    assert names["accepted"] == (there / "accepted" / "config.json").is_file()
+    assert f"{names['points']:+.1f} points" in capsys.readouterr().out
 
 
 def test_the_commands(there: Path) -> None:

@@ -12,6 +12,13 @@ METHODS = {
     "whitened": "whitened by Cholesky",
     "layers": "fewer layers",
     "int8": "8-bit weights",
+    "asvd": "ASVD",
+    "fwsvd": "FWSVD",
+    "weighted": "inputs weighted by gradients",
+    "both": "inputs and gradients",
+    "sequential": "DRONE, sequential",
+    "shifted": "DRONE, shifted inputs",
+    "shared": "DRONE, shared bases",
     # not methods, but lines that every method is read against
     "bound": "best possible",
     "majority": "majority class",

@@ -20,7 +20,9 @@ from drone.math.factorize import Factorization, break_even_rank, check_rank, fac
 from drone.math.moments import SecondMoment
 from drone.model.adapters import module_named, swap, why_not
 from drone.model.calibrate import frozen
+from drone.model.family import Shifted, check_linears
 from drone.model.inputs import check_moments
+from drone.model.shifted import factorize_module_shifted, paired_moment
 from drone.model.storage import remember_ranks
 from drone.model.walk import Walk, input_name
 
@@ -76,6 +78,7 @@ def compress(
     batches: Iterable[Mapping[str, Any]] | None = None,
     sequential: bool = False,
     layers: str | Iterable[str] | None = None,
+    shifted: Shifted | None = None,
 ) -> nn.Module:
     """Return a copy of the model with the named modules replaced. Algorithm 1.
 
@@ -98,6 +101,8 @@ def compress(
             it costs a pass for each group of modules with the same input.
         layers: names of the lists of layers `sequential` walks through, where those
             that `encoder_layers` finds are not meant.
+        shifted: with `sequential`, and Linears only: fit each module to the outputs it
+            had in the dense model, which is walked beside the copy at twice the cost.
 
     Returns:
         The copy; `report(copy)` says what was changed and what was left.
@@ -127,11 +132,18 @@ def compress(
         raise ValueError("sequential=True collects its own moments; give none.")
     if layers is not None and not sequential:
         raise ValueError("layers says what sequential=True walks through; give both.")
+    if shifted is not None:
+        if not sequential:
+            raise ValueError("shifted goes with sequential=True and batches.")
+        check_linears(model, ranks)
     ties = _broken_ties(model, ranks)
     small = copy.deepcopy(model)
     seen: dict[str, SecondMoment] = {}
     if batches is not None:
-        seen = _compress_in_order(small, ranks, batches, layers)
+        if shifted is None:
+            seen = _compress_in_order(small, ranks, batches, layers)
+        else:
+            seen = _compress_shifted(model, small, ranks, batches, layers, shifted)
     else:
         given = dict(factorizations or {})
         for name, rank in progress.bar(ranks.items(), desc="compress"):
@@ -321,6 +333,38 @@ def _compress_in_order(
                     replace_module(small, name, ranks[name], found)
                     seen[name] = next(iter(moments.values()))
             walk.advance()
+    return seen
+
+
+def _compress_shifted(
+    model: nn.Module,
+    small: nn.Module,
+    ranks: Mapping[str, int],
+    batches: Iterable[Mapping[str, Any]],
+    layers: str | Iterable[str] | None,
+    shifted: Shifted,
+) -> dict[str, SecondMoment]:
+    """Replace modules in order, each for the inputs it gets and the outputs it had.
+
+    Returns:
+        {module name: how many inputs it has and tokens it saw, as an empty moment}.
+    """
+    seen: dict[str, SecondMoment] = {}
+    kept = list(batches)  # two models read them
+    with frozen(model), frozen(small):
+        before, now = Walk(model, kept, ranks, layers), Walk(small, kept, ranks, layers)
+        for _ in progress.bar(now.layers, desc="compress in order"):
+            before.groups()  # learns which modules are called once, as in the copy
+            for group in now.groups():
+                pairs = paired_moment(before, now, group)
+                told = SecondMoment(pairs.dim // 2)
+                told.count = pairs.count
+                for name in group:
+                    found = factorize_module_shifted(now, name, pairs, shifted)
+                    replace_module(small, name, ranks[name], found)
+                    seen[name] = told
+            before.advance()
+            now.advance()
     return seen
 
 

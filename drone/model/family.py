@@ -4,17 +4,19 @@ Each is a small frozen configuration that turns what was collected into the two 
 of `drone.math.weighted`: `moment` of the inputs, `rows` of the outputs.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from drone import progress
-from drone.layers.linear import as_linear, is_linear
+from drone.layers.linear import LowRankLinear, as_linear, is_linear
 from drone.math.factorize import Factorization
 from drone.math.moments import SecondMoment
+from drone.math.shared import factorize_shared
+from drone.math.shifted import check_shift
 from drone.math.weighted import factorize_weighted
 from drone.model.adapters import module_named
 from drone.model.calibrate import calibrate
@@ -141,10 +143,111 @@ class WeightedInputs:
         return found.inputs, None
 
 
+@dataclass(frozen=True)
+class SharedBasis:
+    """Σ_i ‖(W_i − A_i B) X‖_F: neighbouring layers share B. Wang et al., 2024.
+
+    X are the inputs of all of them. `compress` lets them hold one tensor B, so that the
+    model has fewer parameters at the same multiply-adds; `save` refuses it for that.
+
+    Attributes:
+        layers: how many layers, one after another, share.
+    """
+
+    layers: int = 2
+    inputs = True
+    gradients = False
+
+    def __post_init__(self) -> None:
+        """Refuse to share among fewer than two.
+
+        Raises:
+            ValueError: `layers` is below 2.
+        """
+        if self.layers < 2:
+            raise ValueError(f"layers is {self.layers}; at least 2 can share.")
+
+    def groups(self, names: Iterable[str]) -> list[list[str]]:
+        """Sort modules into those that share: one kind, neighbours in the order given.
+
+        >>> SharedBasis(2).groups(["l.0.a", "l.0.b", "l.1.a", "l.1.b", "l.2.a"])
+        [['l.0.a', 'l.1.a'], ['l.2.a'], ['l.0.b', 'l.1.b']]
+        """
+        kinds: dict[str, list[str]] = {}
+        for name in names:  # a module's name without the numbers of layers is its kind
+            parts = ["#" if part.isdigit() else part for part in name.split(".")]
+            kinds.setdefault(".".join(parts), []).append(name)
+        size = self.layers
+        return [k[i : i + size] for k in kinds.values() for i in range(0, len(k), size)]
+
+    def check(self, ranks: Mapping[str, int]) -> None:
+        """Refuse different ranks for modules that share.
+
+        Raises:
+            ValueError: there are some; the message names them.
+        """
+        for group in self.groups(ranks):
+            if len({ranks[name] for name in group}) > 1:
+                told = ", ".join(f"{name} {ranks[name]}" for name in group)
+                raise ValueError(f"one basis, and several ranks: {told}; give one.")
+
+    def tie(self, small: nn.Module, names: Iterable[str]) -> None:
+        """Let the low-rank modules that share hold one tensor."""
+        for first, *others in self.groups(names):
+            basis = small.get_submodule(first)
+            for name in others:
+                thin = small.get_submodule(name)
+                assert isinstance(basis, LowRankLinear)
+                assert isinstance(thin, LowRankLinear)
+                thin.right = basis.right
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """‖W X − Ŵ X'‖_F: the inputs a layer will get, X', and the outputs it had.
+
+    Layer by layer, each after those below it have been replaced: `drone.math.shifted`.
+    With `anchor` 1 it is AA-SVD's first step (Sinha and Fleuret, 2026); with 0 the
+    paper's sequential DRONE; between, the weighted sum of both of SAES-SVD (Hu et al.,
+    2026), at one weight for all layers. The moments it needs change with the ranks
+    below, so that no factorization serves a second choice of ranks.
+
+    Attributes:
+        anchor: 1 for the outputs of the dense model, 0 for what W would give now.
+        ridge: how much of the mean square input is added as unshifted tokens, without
+            which a regression learns chance where there are few.
+    """
+
+    anchor: float = 1.0
+    ridge: float = 1e-3
+    inputs = True
+    gradients = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+            ValueError: an anchor outside [0, 1], a ridge below 0.
+        """
+        check_shift(self.anchor, self.ridge)
+
+
+def check_linears(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse modules that are no Linears.
+
+    Raises:
+        ValueError: one is not; the message names it.
+    """
+    for name in names:
+        if not is_linear(module_named(model, name)):
+            kind = type(module_named(model, name)).__name__
+            raise ValueError(f"{name}: a {kind}; this family knows Linears only.")
+
+
 def factorize_relative(
     model: Any,
     names: Iterable[str],
-    relative: Relative,
+    relative: "Relative | SharedBasis",
     batches: Iterable[Mapping[str, Any]] | None = None,
     loss: LossFunction | None = None,
 ) -> dict[str, Factorization]:
@@ -168,10 +271,7 @@ def factorize_relative(
     8
     """
     names = list(names)
-    for name in names:
-        if not is_linear(module_named(model, name)):
-            kind = type(module_named(model, name)).__name__
-            raise ValueError(f"{name}: a {kind}; this family knows Linears only.")
+    check_linears(model, names)
     needs = relative.inputs or relative.gradients
     if needs and batches is None:
         raise ValueError(f"{relative} needs batches; give batches=….")
@@ -180,6 +280,8 @@ def factorize_relative(
     found: dict[str, Gradients] = {}
     if relative.gradients:
         found = calibrate_gradients(model, kept, names, loss)
+    if isinstance(relative, SharedBasis):
+        return _shared(model, relative.groups(names), moments)
     result = {}
     for name in progress.bar(names, desc="factorize"):
         linear = as_linear(module_named(model, name))
@@ -188,4 +290,21 @@ def factorize_relative(
             result[name] = factorize_weighted(linear.weight, moment, rows)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+    return result
+
+
+def _shared(
+    model: nn.Module,
+    groups: Iterable[Sequence[str]],
+    moments: Mapping[str, SecondMoment],
+) -> dict[str, Factorization]:
+    """Decompose each group of Linears together."""
+    result: dict[str, Factorization] = {}
+    for group in progress.bar(list(groups), desc="factorize"):
+        weights = [as_linear(module_named(model, name)).weight for name in group]
+        try:
+            made = factorize_shared(weights, [moments[name] for name in group])
+        except ValueError as error:
+            raise ValueError(f"{', '.join(group)}: {error}") from error
+        result |= dict(zip(group, made, strict=True))
     return result

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -262,27 +262,45 @@ class Walk:
         """
         sources = [input_name(self.model.get_submodule(n), n) for n in group]
         collector = Collector()
-        stop = self._once[group[0]]  # one that is called again has more inputs
+        for number, calls in enumerate(self.inputs(group)):
+            collector.start(number)
+            for x, counts, times in calls:
+                collector.see(sources[0], x, counts, times)
+        (moment,) = collector.finish(sources[:1]).values()
+        return dict.fromkeys(sources, moment)
 
-        streams = Streams(self.model, sources[:1])
+    def inputs(
+        self, group: list[str]
+    ) -> Iterator[list[tuple[Tensor, Tensor | None, int]]]:
+        """Run the layer up to a group of modules, and tell what they get.
+
+        Args:
+            group: as in `moments`.
+
+        Yields:
+            For each batch, one entry a call: (x, which of its vectors count, how often
+            each does); see `Streams.at`.
+        """
+        source = input_name(self.model.get_submodule(group[0]), group[0])
+        stop = self._once[group[0]]  # one that is called again has more inputs
+        streams = Streams(self.model, [source])
         streams.layouts, streams.unmasked = self._layouts, self._unmasked
+        calls: list[tuple[Tensor, Tensor | None, int]] = []
 
         def see(name: str, x: Tensor) -> None:
-            collector.see(name, x, *streams.at(name, x))
+            # What goes on after this call may change its input in place.
+            calls.append((x if stop else x.clone(), *streams.at(name, x)))
             if stop:
                 raise _Reached
 
-        with streams.watching(), watch_inputs(self.model, sources[:1], see):
-            for number, batch in enumerate(self.batches):
+        for number, batch in enumerate(self.batches):
+            calls = []
+            with streams.watching(), watch_inputs(self.model, [source], see):
                 streams.start(number, batch, self._streams[number])
-                collector.start(number)
-                try:
+                with suppress(_Reached):
                     self._run(number)
-                except _Reached:
-                    continue
+            yield calls
         self.layer_forwards += 1
-        (moment,) = collector.finish(sources[:1]).values()
-        return dict.fromkeys(sources, moment)
 
     def loss(self) -> float:
         """Mean loss over all batches, running this layer and those above only.

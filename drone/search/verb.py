@@ -14,7 +14,7 @@ from drone.math.moments import SecondMoment
 from drone.model import compress as by_ranks
 from drone.model.adapters import as_names, encoder_linears
 from drone.model.calibrate import calibrate
-from drone.model.family import Relative, factorize_relative
+from drone.model.family import Relative, SharedBasis, Shifted, factorize_relative
 from drone.model.loss import LossFunction
 from drone.search.algorithm2 import search_ranks
 from drone.search.costs import ALIGNED, searchable
@@ -75,7 +75,7 @@ def compress(
     sequential: bool = False,
     layers: str | Iterable[str] | None = None,
     loss: LossFunction | None = None,
-    relative: Relative | None = None,
+    relative: Relative | SharedBasis | Shifted | None = None,
 ) -> nn.Module:
     """Return a smaller copy of a model: to a size, a rank, a speed, or your ranks.
 
@@ -160,8 +160,7 @@ def compress(
         else:
             linears = _allowed(encoder_linears(model, lists), filter)
             asked, chosen = _by_number(linears, ranks)
-        made = factorize_relative(model, chosen, relative, batches, loss)
-        small = by_ranks.compress(model, chosen, factorizations=made)
+        small = _by_relative(model, chosen, relative, batches, lists, loss)
         return _told(small, model, f"{asked} by {relative}", chosen, list(chosen))
     if isinstance(ranks, Mapping):
         if any(each is not None for each in (filter, method, loss)):
@@ -207,6 +206,35 @@ def compress(
         layers=lists if sequential else None,
     )
     return _told(small, model, asked, chosen, list(linears))
+
+
+def _by_relative(
+    model: nn.Module,
+    ranks: Mapping[str, int],
+    relative: Relative | SharedBasis | Shifted,
+    batches: Iterable[Mapping[str, Any]] | None,
+    layers: list[str] | None,
+    loss: LossFunction | None,
+) -> nn.Module:
+    """Let one of the family replace the modules at these ranks."""
+    if isinstance(relative, Shifted):
+        if batches is None:
+            raise ValueError(f"{relative} needs batches; give batches=….")
+        return by_ranks.compress(
+            model,
+            ranks,
+            batches=batches,
+            sequential=True,
+            layers=layers,
+            shifted=relative,
+        )
+    if isinstance(relative, SharedBasis):
+        relative.check(ranks)
+    made = factorize_relative(model, ranks, relative, batches, loss)
+    small = by_ranks.compress(model, ranks, factorizations=made)
+    if isinstance(relative, SharedBasis):
+        relative.tie(small, ranks)
+    return small
 
 
 def _check_kinds(ranks: Any, moments: Any, batches: Any, filter: Any) -> None:
