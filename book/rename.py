@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 import yaml
 from nbformat import NotebookNode
-from publish import ROOT, store, with_prose
+from publish import ROOT, store, with_prose, with_readings
 
 
 def table(path: Path = ROOT / "book" / "renamed.yaml") -> dict[str, str]:
@@ -111,7 +111,7 @@ def main() -> None:
             new = take_names(nbformat.read(target, 4), nbformat.read(path, 4), names)
         except ValueError as error:
             raise SystemExit(f"{target.name}: {error} Run its edition.") from error
-        store(new, target)
+        store(with_readings(new, path), target)
         print(f"renamed: {target.relative_to(ROOT)}")
 
 
