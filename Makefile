@@ -58,10 +58,14 @@ $(SITE)/index.html: $(STAMP) $(SOURCES)
 pdf: $(SITE)/index.html ## print the whole book into _build/html/drone-book.pdf (needs Chromium)
 	$(PY) -m book.make_pdf
 
+# The files that take minutes go first, so that no process waits for another's last one.
+SLOW := tests/site/test_site.py tests/test_style.py tests/course tests/lab/test_sweep.py
+
 # Two processes of one thread each; the site is that of `make book`. Chapter 9 times two
 # threads, so it is alone.
 test: $(STAMP) $(AXE) $(SITE)/index.html ## set up if needed, run all tests
-	DRONE_SITE="$(SITE)" OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile --durations=30
+	DRONE_SITE="$(SITE)" OMP_NUM_THREADS=1 $(BIN)/pytest $(SLOW) tests -n 2 \
+	  --dist loadfile --no-loadscope-reorder --durations=30
 	OMP_NUM_THREADS=1 $(BIN)/pytest notebooks -n 2 --dist loadfile --ignore-glob='*/09-*'
 	$(BIN)/pytest notebooks/09-*.ipynb
 

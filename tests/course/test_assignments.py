@@ -8,6 +8,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+import torch
 
 pytest.importorskip("otter", reason="otter-grader is in the extra `course`")
 
@@ -136,6 +137,15 @@ def solution(name):
             yield re.sub(prompt, "", cell.source, flags=re.M | re.S)
 
 
+@pytest.fixture
+def default_dtype():
+    """The notebooks set one for themselves; here they run beside other tests."""
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.usefixtures("default_dtype")
 def test_a_solution_passes_every_test_and_the_untouched_notebook_none(student):
     name, notebook = student
     solved = outcomes(solution(name), name)

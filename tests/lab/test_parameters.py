@@ -80,7 +80,7 @@ def test_choices_are_those_of_the_library() -> None:
         (
             "03",
             {"tasks": {"mrpc": {"epoch": 3}}},
-            "mrpc has no setting epoch; is epochs",
+            "mrpc has no setting epoch; there are rows",
         ),
         ("03", {"tasks": {"mrpc": 3}}, "a dict of settings is needed"),
         ("05", {"studies": {"x": {"again": {"epochs": 0}}}}, "x.again.epochs is 0"),
