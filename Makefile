@@ -59,7 +59,7 @@ pdf: $(SITE)/index.html ## print the whole book into _build/html/drone-book.pdf 
 	$(PY) -m book.make_pdf
 
 # The files that take minutes go first, so that no process waits for another's last one.
-SLOW := tests/site/test_site.py tests/test_style.py tests/course tests/lab/test_sweep.py
+SLOW := tests/site tests/test_style.py tests/course tests/lab/test_sweep.py
 
 # Two processes of one thread each; the site is that of `make book`. Chapter 9 times two
 # threads, so it is alone.
