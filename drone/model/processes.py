@@ -30,6 +30,13 @@ def merge_over_processes(
     Raises:
         ValueError: `torch.distributed` is not initialised, or the processes have other
             modules or sizes. Every process raises then, and none waits.
+
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> moment = SecondMoment(2)
+    >>> moment.update(torch.eye(2))
+    >>> merge_over_processes({"layer": moment})["layer"].count
+    2
+    >>> dist.destroy_process_group()
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise ValueError(
