@@ -23,11 +23,16 @@ from transformers import PreTrainedModel
 from drone.lab import encoders
 from drone.lab.cases import Case, run_case
 from drone.lab.depth import only_layers
+from drone.lab.language import language_model
+from drone.lab.lstm_model import LSTMConfig
+from drone.lab.lstm_train import SIZES
 from drone.search import costs
 from drone.timing import compare_latency, processor
 
 DENSE = "dense"  # the baseline's name
 PROCESSES = 5  # fewer say nothing about how processes differ
+LSTM = "lstm-"  # with a size of chapter 6: that language model, drawn at random
+WORDS = 10_000  # in its vocabulary, as in Penn Treebank
 
 Plan = Mapping[str, Any]  # of `drone.lab.methods`: `ranks` or `layers`
 
@@ -57,6 +62,20 @@ def shaped(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     return small
 
 
+def dense_model(encoder: str, source: str) -> PreTrainedModel:
+    """Make the baseline, in eval mode.
+
+    Args:
+        encoder: one of `drone.lab.encoders.ENCODERS`, or `lstm-` and one of
+            `drone.lab.lstm_train.SIZES`.
+        source: as in `drone.lab.encoders.encoder`; no LSTM needs one.
+    """
+    if encoder.startswith(LSTM):
+        hidden = SIZES[encoder.removeprefix(LSTM)].hidden
+        return language_model(LSTMConfig(vocab_size=WORDS, hidden_size=hidden))
+    return encoders.encoder(encoder, source)[0]
+
+
 def time_shapes(settings: Mapping[str, Any]) -> dict[str, list[float]]:
     """Time all shapes in this process, interleaved, each round in an order drawn anew.
 
@@ -67,8 +86,8 @@ def time_shapes(settings: Mapping[str, Any]) -> dict[str, list[float]]:
         {name: seconds of each round}, the dense model's among them.
     """
     torch.set_num_threads(settings["threads"])
-    model, _ = encoders.encoder(settings["encoder"], settings["source"])
-    models = {DENSE: model}
+    model = dense_model(settings["encoder"], settings["source"])
+    models: dict[str, nn.Module] = {DENSE: model}
     for name, plan in settings["plans"].items():
         models[name] = shaped(model, plan)
     size = (settings["batch"], settings["length"])
@@ -128,7 +147,7 @@ def clock(
 
     Args:
         store: folder of the cases.
-        encoder: one of `drone.lab.encoders.ENCODERS`.
+        encoder: as in `dense_model`.
         source: as in `drone.lab.encoders.encoder`.
         plans: {name: plan}; the dense model is the baseline and need not be there.
         batch: rows.

@@ -49,6 +49,20 @@ def test_the_same_shape_twice_overlaps() -> None:
     assert overlaps >= 95
 
 
+def test_the_language_model_of_chapter_6_is_timed_too() -> None:
+    plan = {"ranks": {"stack.0.recurrent": 8, "stack.2.decoder": 8}}
+    found = clocks.time_shapes(
+        {"encoder": "lstm-tiny", "source": "", "plans": {"a": plan}, "batch": 1}
+        | {"length": 3, "threads": 1, "rounds": 2}
+    )
+    assert {name: len(rounds) for name, rounds in found.items()} == {"dense": 2, "a": 2}
+    small = shaped(clocks.dense_model("lstm-tiny", ""), plan)
+    assert [n for n, m in small.named_modules() if isinstance(m, LowRankLinear)] == [
+        "stack.0.recurrent",
+        "stack.2.decoder",
+    ]
+
+
 def test_one_process_gives_no_interval() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         speedup(processes(np.random.default_rng(0), 2.0, count=1), "a")
