@@ -12,20 +12,23 @@ In the ledger, under a heading:
     ```
 
 and on any page `{verdicts}` lists all of them, short, with links. The words of a
-verdict come from the chapter's `glue`; WORDS says what they mean, others are an error.
+verdict come from the chapter's `glue`, or with `evidence` in the chapter's place from
+the finished cases; WORDS says what they mean, others are an error. A number that the
+cases gave is written `{case}`name:.1f``.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import nbformat
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx.util.typing import OptionSpec
 
 REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
@@ -37,6 +40,8 @@ WORDS = {
     "not decided": UNDECIDED,
     "too few tasks": UNDECIDED,
 }
+EVIDENCE = "evidence"
+CASES = Path("book", "results", "evidence.json")  # written by book/evidence.py
 RECORD = "application/papermill.record/text/plain"
 
 
@@ -66,9 +71,14 @@ class ClaimDirective(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         anchor = self.arguments[0]
         chapter, _, keys = self.options["judged"].partition(" ")
-        path = Path(self.env.srcdir, "book", "chapters", f"{chapter}.ipynb")
-        self.env.note_dependency(str(path))
-        cell, said = glued(path, keys.split())
+        if chapter == EVIDENCE:
+            known = decided(self.env)
+            said, place = [known[key] for key in keys.split()], to_cases(self.env)
+        else:
+            path = Path(self.env.srcdir, "book", "chapters", f"{chapter}.ipynb")
+            self.env.note_dependency(str(path))
+            cell, said = glued(path, keys.split())
+            place = to_cell(self.env, chapter, cell)
         if "proved" in self.options:
             said.append("yes")
         found = WAITS if "waits" in self.options else verdict(said)
@@ -93,7 +103,7 @@ class ClaimDirective(SphinxDirective):
             box += messages
         box += pairs
         self.state.nested_parse(self.content, self.content_offset, box)
-        box += nodes.paragraph("", "", to_cell(self.env, chapter, cell))
+        box += nodes.paragraph("", "", place)
         return [box]
 
 
@@ -103,6 +113,31 @@ def to_cell(env: BuildEnvironment, chapter: str, cell: str) -> nodes.reference:
     uri = f"{up}book/chapters/{chapter}.html#cell-{cell}"
     text = f"The cell in chapter {int(chapter[:2])} that judges it"
     return nodes.reference("", text, refuri=uri, internal=True)
+
+
+def to_cases(env: BuildEnvironment) -> nodes.reference:
+    uri = env.app.builder.get_relative_uri(env.docname, "book/evidence")
+    return nodes.reference("", "The cases that judge it", refuri=uri, internal=True)
+
+
+def decided(env: BuildEnvironment) -> dict[str, Any]:
+    """Read what the finished cases gave: {name: number or verdict}."""
+    path = Path(env.srcdir, CASES)
+    env.note_dependency(str(path))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+class CaseRole(SphinxRole):
+    """A number of the finished cases: a name, and how to write it."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        name, _, spec = self.text.partition(":")
+        known = decided(self.env)
+        if name not in known:
+            message = self.inliner.reporter.error(f"no case gave {name!r}.")
+            return [], [message]
+        return [nodes.Text(format(known[name], spec))], []
 
 
 def glued(path: Path, keys: list[str]) -> tuple[str, list[str]]:
@@ -181,6 +216,7 @@ def forget(app: Sphinx, env: BuildEnvironment, page: str) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_node(verdicts)
+    app.add_role("case", CaseRole())
     app.add_directive("claim", ClaimDirective)
     app.add_directive("verdicts", VerdictsDirective)
     app.connect("doctree-resolved", list_verdicts)
