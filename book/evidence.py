@@ -69,12 +69,6 @@ def interval(found: Estimate, sign: str = "") -> str:
     return f"{value:{sign}.1f} [{low:.1f},\u00a0{high:.1f}]"
 
 
-def labels_of(task: str) -> np.ndarray:
-    """Labels of a task's development rows, (rows,)."""
-    rows = data.load(task, "local", [data.TASKS[task].dev_split])
-    return np.asarray(rows[data.TASKS[task].dev_split]["label"])
-
-
 def logits_of(case: Case) -> np.ndarray:
     """What a case's model said of the development rows, (rows, outputs)."""
     return unpack(case.result["dev_logits"]).astype(np.float32)
@@ -84,7 +78,7 @@ def points_lost(
     task: str, dense: Mapping[int, Case], arms: Sequence[Case]
 ) -> dict[Key, Estimate]:
     """Return {(method, share, epochs, teacher): points lost} over the seeds there."""
-    labels = labels_of(task)
+    labels = data.dev_labels(task)
     groups: dict[Key, list[Case]] = {}
     for case in arms:
         arm = case.settings["arm"]
@@ -122,7 +116,7 @@ def encoder_table(
     lost: Mapping[Key, Estimate],
 ) -> str:
     """Return a task's table at 2×, with its caption, in Markdown."""
-    labels, metric = labels_of(task), next(iter(METRICS[task]))
+    labels, metric = data.dev_labels(task), next(iter(METRICS[task]))
     score = float(np.mean([c.result["dev"][metric] for c in dense.values()]))
     told: dict[str, list[float]] = {}
     for case in plans:

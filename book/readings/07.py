@@ -17,6 +17,7 @@ NAMES = {
     "labels": "DRONE + retrain",
     "taught": "DRONE + teacher",
     "svd": "SVD",
+    "svd_again": "SVD + retrain",
     "cut_labels": "fewer layers + retrain",
     "cut_taught": "fewer layers + teacher",
     "cut_whole": "fewer layers, whole recipe",
@@ -33,7 +34,7 @@ def values() -> dict[str, Any]:
     dense = table[table.method == "dense"].set_index(case).points
     table["lost"] = table.set_index(case).index.map(dense) - table.points
     tasks = table.groupby(["encoder", "method", "task"])  # seeds first
-    tasks = tasks[["points", "lost", "speed-up"]].mean()
+    tasks = tasks[["points", "lost", "speed-up", "multiply-adds"]].mean()
     plan = json.loads((KEPT / "mpnet-base-mrpc-0-0.2.json").read_text())["case"]
     return (
         _asked(table)
@@ -44,6 +45,7 @@ def values() -> dict[str, Any]:
         | _floor(plan["ranks"])
         | _travel()
         | _turned(page)
+        | _paired()
     )
 
 
@@ -68,6 +70,8 @@ def _losses(tasks: pd.DataFrame) -> dict[str, float]:
         found[f"large_{name}_lost"] = large.lost
         found[f"large_{name}_score"] = large.points
         found[f"large_{name}_speed"] = large["speed-up"]
+    adds = tasks.loc["minilm"]["multiply-adds"].groupby("method").mean()
+    found["fewer_adds"] = 100 * (1 - adds["DRONE"] / adds["fewer layers + teacher"])
     speeds = tasks.loc["minilm", "DRONE"]["speed-up"]
     dense = tasks.loc["minilm", "dense"].points
     found["stsb_dense"] = dense["stsb"]
@@ -174,25 +178,44 @@ def _travel() -> dict[str, float]:
         "cola_size": size["ranks", "cola", "mrpc"],
         "mrpc_size": size["ranks", "mrpc", "mrpc"],
         "rte_size": size["ranks", "rte", "mrpc"],
+        "stsb_size": size["ranks", "stsb", "mrpc"],
+        "stsb_ranks": lost["ranks", "stsb", "mrpc"],
+        "own_singles_gain": -text[own & ~to_pair].lost.mean(),
         "cola_gain": -lost["text", "cola", "cola"],
     }
 
 
+def _paired() -> dict[str, float]:
+    """Differences of two models on the same rows, from `book/paired.py`."""
+    kept = json.loads((BOOK / "results" / "07-paired.json").read_text())
+    return {
+        f"pair_{name}{end}": number
+        for name, three in kept.items()
+        for end, number in zip(("", "_low", "_high"), three, strict=True)
+    }
+
+
 def _turned(page: nbformat.NotebookNode) -> dict[str, float]:
-    """Share of the rows that turned wrong in the least sure quarter, classes alone."""
+    """Share of the rows that turned wrong in the least sure quarter: MRPC, and others.
+
+    The columns are MiniLM's tasks (CoLA, MRPC, RTE, SST-2, STS-B), then MPNet on MRPC;
+    STS-B has no classes.
+    """
     rows = [
         "turned wrong",
         "of these in the least sure quarter",
         "turned, were shifts dealt at random",
         "... of these in that quarter",
     ]
-    # STS-B, the fifth column, has no classes
-    turned, least, dealt, dealt_least = (
-        sum(found[:4] + found[5:])
-        for found in (readings.shown(page, "wrong-quartiles", row) for row in rows)
-    )
-    return {
-        "turned": int(turned),
-        "unsure": 100 * least / turned,
-        "unsure_dealt": 100 * dealt_least / dealt,
-    }
+    columns = {"mrpc": (1, 5), "others": (0, 2, 3)}
+    found: dict[str, float] = {}
+    for name, which in columns.items():
+        turned, least, dealt, dealt_least = (
+            sum(readings.shown(page, "wrong-quartiles", row)[i] for i in which)
+            for row in rows
+        )
+        found[f"turned_{name}"] = int(turned)
+        found[f"turned_{name}_least"] = int(least)
+        found[f"unsure_{name}"] = 100 * least / turned
+        found[f"dealt_{name}"] = 100 * dealt_least / dealt
+    return found

@@ -23,7 +23,23 @@ NAMES = {
     "first": f"{FIRST}, distil",
     "first_untaught": FIRST,
     "layers": "student, fewer layers",
+    "layers_eight": "student, fewer layers, int8",
     "teacher_eight": "teacher, int8",
+}
+ALL, RTE_ROWS = [*REST, "rte"], 277
+# name → the method, the one it loses more than, the tasks
+PAIRS = {
+    "rest": (JUDGED, ALONE, REST),
+    "rest_eight": (JUDGED, f"{ALONE}, int8", REST),
+    "rest_teaching": (FIRST, f"{FIRST}, distil", REST),
+    "rest_budget": (JUDGED, f"{FIRST}, distil", REST),
+    "first_over": (f"{FIRST}, distil", ALONE, ALL),
+    "first_eight": (f"{FIRST}, distil", f"{ALONE}, int8", ALL),
+    "layers_bits": ("student, fewer layers, int8", "student, fewer layers", ALL),
+    "opinions": ("student, labels", ALONE, ALL),
+    "teaching": (FIRST, f"{FIRST}, distil", ALL),
+    "order": ("compress 20%, distil", f"{FIRST}, distil", ALL),
+    "sst2": (JUDGED, ALONE, ["sst2"]),
 }
 
 
@@ -52,23 +68,35 @@ def values() -> dict[str, float]:
     found["thin_eight_more"] = found["thin_eight_lost"] - found["judged_lost"]
     found["margin"] = found["judged_low"] - PAPER["bar"]
     found["commonest"] = readings.shown(page, "verdict", "rte")[0]
-    for name, pair in {
-        "rest": (JUDGED, ALONE),
-        "rest_eight": (JUDGED, f"{ALONE}, int8"),
-        "rest_teaching": (FIRST, f"{FIRST}, distil"),
-    }.items():
-        more = np.mean([_loses_more(table, task, *pair) for task in REST], axis=0)
+    for name, (method, than, tasks) in PAIRS.items():
+        more = np.mean([_loses_more(table, t, method, than) for t in tasks], axis=0)
         found[f"{name}_low"], found[f"{name}_high"] = np.percentile(more, [2.5, 97.5])
-        found[f"{name}_more"] = np.mean(
-            [table.score[pair[1], task] - table.score[pair[0], task] for task in REST]
-        )
+        gaps = [table.score[than, t] - table.score[method, t] for t in tasks]
+        found[f"{name}_more"] = np.mean(gaps)
     opinions = table.score[ALONE] - table.score["student, labels"]
-    found["opinions"] = opinions.mean()
     found["opinions_mrpc"] = opinions["mrpc"]
+    sure = (found["commonest"] * (100 - found["commonest"]) / RTE_ROWS) ** 0.5
+    found["alone_rte_errors"] = (found["alone_rte"] - found["commonest"]) / sure
+    found["rte_rows"] = RTE_ROWS
+    found["untaught_one_class"] = _commonest_said(f"{JUDGED.rpartition(',')[0]}", "rte")
+    less = [found["layers_speed"], found["eight_speed"] / found["alone_speed"]]
+    found["layers_product"] = less[0] * less[1]
     parts = [found[f"{n}_speed"] / found["alone_speed"] for n in ("judged", "eight")]
     found["product"] = found["alone_speed"] * parts[0] * parts[1]
     found["bits_on_thin"] = found["thin_eight_speed"] / found["judged_speed"]
     return found
+
+
+def _logits(task: str) -> dict[str, np.ndarray]:
+    """What each model said of a task's rows, {method: (rows, 2)}."""
+    path = BOOK / "results" / "08-cases" / f"{task}-0.json"
+    logits = json.loads(path.read_text())["case"]["logits"]
+    return {name: np.asarray(each) for name, each in logits.items()}
+
+
+def _commonest_said(method: str, task: str) -> int:
+    """On how many rows a model says what it says most often."""
+    return int(np.bincount(_logits(task)[method].argmax(axis=1)).max())
 
 
 def _loses_more(table: pd.DataFrame, task: str, method: str, than: str) -> np.ndarray:
@@ -80,9 +108,8 @@ def _loses_more(table: pd.DataFrame, task: str, method: str, than: str) -> np.nd
     Raises:
         ValueError: the scores do not fit the logits.
     """
-    path = BOOK / "results" / "08-cases" / f"{task}-0.json"
-    logits = json.loads(path.read_text())["case"]["logits"]
-    one, other = (np.argmax(logits[name], axis=1) for name in (method, than))
+    logits = _logits(task)
+    one, other = (logits[name].argmax(axis=1) for name in (method, than))
     rows, differ = len(one), int((one != other).sum())
     more = round((table.score[than, task] - table.score[method, task]) * rows / 100)
     if (differ + more) % 2 or abs(more) > differ:

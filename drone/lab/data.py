@@ -154,6 +154,19 @@ def load(
     return DatasetDict({split: readers[split]() for split in chosen})
 
 
+def dev_labels(task: str) -> np.ndarray:
+    """Labels of a task's development rows, from local files.
+
+    Returns:
+        (rows,): int64 classes or float scores.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
+    split = TASKS[task].dev_split
+    return np.asarray(load(task, "local", [split])[split]["label"])
+
+
 def sample(rows: Dataset, count: int, seed: int) -> Dataset:
     """Draw rows at random, without repetition: the same ones for the same seed.
 
