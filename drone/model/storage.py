@@ -106,7 +106,9 @@ def load(
 ) -> PreTrainedModel:
     """Read a folder written by `save`, in eval mode and the dtype it was saved in.
 
-    Nothing of the folder is run, nothing is asked and no network is used.
+    Nothing of the folder is run, nothing is asked and no network is used. The weights
+    are compared with their digests. config.json is believed: it is a text of its
+    owner, who may rename labels or set a dropout, and so also another activation.
 
     Args:
         folder: written by `save`, by a compressed model's `save_pretrained` (one file

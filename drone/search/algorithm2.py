@@ -67,8 +67,8 @@ def search_ranks(
     smallest rank of the grid that keeps the loss within the product of the shares so
     far, for the inputs it gets from the compressed layers below; what one does not
     spend, the later ones may. If no rank does, it stays dense. For a speed or a size,
-    an allowed increase is looked for that reaches it and passes it by at most 3 %, in
-    three to six such walks. Chapter 5.
+    an allowed increase is looked for that reaches it and passes it by at most 3 %, in a
+    few such walks; a coarse grid may step over that. Chapter 5.
 
     The rivals walk a path from the smallest model to the dense one and take the
     smallest that keeps the loss, or the largest that has the speed or the size; all
