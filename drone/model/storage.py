@@ -106,9 +106,8 @@ def load(
 ) -> PreTrainedModel:
     """Read a folder written by `save`, in eval mode and the dtype it was saved in.
 
-    Nothing of the folder is run, nothing is asked and no network is used. The weights
-    are compared with their digests. config.json is believed: it is a text of its
-    owner, who may rename labels or set a dropout, and so also another activation.
+    Nothing of the folder is run, nothing is asked and no network is used. Weights and
+    config.json are compared with their digests; labels may be renamed.
 
     Args:
         folder: written by `save`, by a compressed model's `save_pretrained` (one file
