@@ -9,10 +9,10 @@ from drone.search.trials import Outcome
 FIRST = 0.1  # the first increase that is tried
 STEP = 4  # from one increase to the next, until two lie on either side of the goal
 # A goal passed by at most 3 % is reached well. A rank is a tenth of a module's largest,
-# and what one module takes moves all those behind it: 1 % was seldom met at all.
+# and what one module takes moves all those behind it: finer is not to be had.
 CLOSE = 1.03
-NEAR = 1.05  # increases no further apart are one wish: the grid steps over the goal
-RUNS = 16  # at most; where speed goes as a power of the increase, two to six
+NEAR = 1.02  # increases no further apart are one wish: the grid steps over the goal
+RUNS = 20  # at most; where speed goes as a power of the increase, two to six
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ def smallest_budget(
     The increase goes by factors of 4 until one misses the goal and one reaches it.
     Between them the next is where a power law would meet the goal; every second one is
     in the middle instead, so that the two close in whatever the curve. It ends at the
-    first run that passes the goal by at most 3 %; or when the two increases are within
-    5 %, or none misses and a quarter of the last one chooses the same ranks: a coarse
-    grid steps over the goal.
+    first run that passes the goal by at most 3 %, or when the two increases are within
+    2 %: a coarse grid steps over the goal. Two runs in a row that choose the same ranks
+    cost next to nothing: the second makes no trial.
 
     Args:
         run: increase → what the search chose with it. Each is a whole search.
@@ -56,8 +56,6 @@ def smallest_budget(
         here = _Try(increase, reached(found.ranks))
         closest = max(closest, here.reached)
         if here.reached >= 1:
-            if low is None and best is not None and found.ranks == best.ranks:
-                break  # a quarter of the increase chose the same: there is no less
             high = here
             if best is None or here.reached <= reached(best.ranks):
                 best = found
