@@ -26,6 +26,10 @@ from drone.timing import LatencyReport, compare_latency
 
 MISSED, REFUSED = 1, 2  # exit codes: not what was asked for; a mistake in the request
 ROWS_A_BATCH = 32
+PATIENCE = (
+    "ranks: by Algorithm 2, in several searches; --method latency is quicker and loses "
+    "more"
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,7 +64,11 @@ def compress(
     ] = None,
     rank: Annotated[int | None, typer.Option(help="one rank for all layers")] = None,
     method: Annotated[
-        str | None, typer.Option(help="drone, uniform, energy, greedy or latency")
+        str | None,
+        typer.Option(
+            help="of the search: drone (loses least), latency (quicker), uniform, "
+            "energy or greedy"
+        ),
     ] = None,
     max_rows: Annotated[
         int, typer.Option(help="rows the search sees at most", min=8)
@@ -105,6 +113,8 @@ def compress(
         if dry_run:
             typer.echo("nothing was compressed: --dry-run")
             return
+        if speedup is not None and method in (None, "drone"):
+            typer.echo(PATIENCE)
         size: Any = rank if rank is not None else keep
         small = make_small(
             model,

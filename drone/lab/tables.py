@@ -14,6 +14,17 @@ from math import isnan
 SHOWN = 5  # rows before the fold
 
 
+def number(value: float, spec: str) -> str:
+    """Write a number; one that rounds to zero from below is zero and has no minus.
+
+    >>> number(-0.04, ".1f"), number(-0.04, "+.1%"), number(-0.06, ".1f")
+    ('0.0', '-4.0%', '-0.1')
+    """
+    text = f"{value:{spec}}"
+    is_zero = "0" in text and not any(digit in text for digit in "123456789")
+    return f"{abs(value):{spec}}" if is_zero else text
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its interval.
@@ -29,7 +40,7 @@ class Estimate:
     def __format__(self, spec: str) -> str:
         """Format all three numbers alike; one decimal unless told."""
         value, low, high = (
-            f"{x:{spec or '.1f'}}" for x in (self.value, self.low, self.high)
+            number(x, spec or ".1f") for x in (self.value, self.low, self.high)
         )
         return f"{value} [{low}, {high}]"
 
@@ -197,7 +208,9 @@ def table(
 def _written(cell: Cell, spec: str) -> str:
     if cell is None or (isinstance(cell, float) and isnan(cell)):
         return "–"
-    return cell if isinstance(cell, str) else f"{cell:{spec}}"
+    if isinstance(cell, str):
+        return cell
+    return f"{cell:{spec}}" if isinstance(cell, Estimate) else number(cell, spec)
 
 
 def _grouped(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:

@@ -1,6 +1,5 @@
 """A compressed model as an ordinary Hugging Face folder, safetensors and config."""
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from drone.files import whole_folder
+from drone.model import own as _own  # noqa: F401  # registers the LSTM
 from drone.model.loader import DroneLoader
 from drone.model.ranks import (
     METHOD,
@@ -41,8 +41,6 @@ __all__ = [
     "untie_replaced",
 ]
 
-# Models of this library that transformers knows only once their module is imported.
-OWN = {"drone-lstm": "drone.lab.lstm_model"}
 # Fields with which a config points to other files, code or kernels than the folder's.
 FOREIGN = ("transformers_weights", "fusion_config", "base_model_name_or_path")
 # What a config with impossible numbers makes of a model's constructor.
@@ -108,7 +106,8 @@ def load(
 ) -> PreTrainedModel:
     """Read a folder written by `save`, in eval mode and the dtype it was saved in.
 
-    Nothing of the folder is run, nothing is asked and no network is used.
+    Nothing of the folder is run, nothing is asked and no network is used. Weights and
+    config.json are compared with their digests; labels may be renamed.
 
     Args:
         folder: written by `save`, by a compressed model's `save_pretrained` (one file
@@ -170,14 +169,6 @@ def _config(
     folder: Path, written: Mapping[str, Any], cls: type[PreTrainedModel] | None
 ) -> PreTrainedConfig:
     """Read config.json as its class, which is never the folder's own code."""
-    kind = written.get("model_type")
-    if isinstance(kind, str) and kind in OWN:
-        try:
-            importlib.import_module(OWN[kind])
-        except ImportError as error:
-            raise ImportError(
-                f"{folder}: a {kind} needs {error.name}; pip install drone[lab]."
-            ) from error
     own = getattr(cls, "config_class", None)
     try:
         if own is not None:
@@ -185,6 +176,8 @@ def _config(
         return AutoConfig.from_pretrained(  # type: ignore[no-any-return]
             folder, local_files_only=True, trust_remote_code=False
         )
+    except ImportError as error:  # said by `UnreadLSTMConfig`
+        raise ImportError(f"{folder}: {error}") from error
     except UNFIT as error:
         raise ValueError(
             f"{folder}: config.json is not one that transformers knows "

@@ -67,8 +67,8 @@ def search_ranks(
     smallest rank of the grid that keeps the loss within the product of the shares so
     far, for the inputs it gets from the compressed layers below; what one does not
     spend, the later ones may. If no rank does, it stays dense. For a speed or a size,
-    the smallest allowed increase that reaches it is looked for by bisection, until it
-    is passed by at most 1 %. Chapter 5.
+    an allowed increase is looked for that reaches it and passes it by at most 3 %, in a
+    few such walks; a coarse grid may step over that. Chapter 5.
 
     The rivals walk a path from the smallest model to the dense one and take the
     smallest that keeps the loss, or the largest that has the speed or the size; all
@@ -272,7 +272,7 @@ def _algorithm_2(
     book.after = ""
     loss = dense_loss = book.loss("", None, walk.loss, len(walk.layers))
     check_dense_loss(dense_loss)
-    for _ in progress.bar(walk.layers, desc="search"):
+    for _ in progress.bar(walk.layers, desc=f"search, loss +{increase:.1%}"):
         for group in walk.groups():
             below, moments = ranks_sha256(ranks), {}
             wanted = [name for name in group if costs.modules[name].ranks]

@@ -43,6 +43,22 @@ def test_cells_are_written_with_one_decimal_and_the_interval_beside_its_number()
     assert cells(dense)[2] == "–"
 
 
+@pytest.mark.parametrize(
+    "spec", [".1f", "+.1f", ".2f", ".0f", ".1%", "+.2%", ".3g", "d"]
+)
+@pytest.mark.parametrize("value", [-0.0, -0.001, -0.04, -0.06, -3, 0, 0.04, -1000, 7])
+def test_zero_has_no_minus_and_other_numbers_keep_theirs(value: float, spec: str):
+    if spec == "d" and not isinstance(value, int):
+        return
+    shown = table("c", ["", "x"], [Row("r", [value])], formats={"x": spec})
+    (cell,) = shown.cells(shown.rows[0])
+    # Told from the number read back: below zero if, and only if, it has a minus.
+    read = float(cell.removesuffix("%"))
+    assert cell.startswith("-") == (read < 0)
+    assert cell.lstrip("+-") == f"{value:{spec}}".lstrip("+-")
+    assert f"{Estimate(value, value, value):{spec}}" == f"{cell} [{cell}, {cell}]"
+
+
 def test_the_best_of_each_group_is_marked_and_a_reference_never():
     html = parsed(made(shown=9).html())
     best = [

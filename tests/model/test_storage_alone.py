@@ -11,14 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
     BertTokenizer,
     PreTrainedModel,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from drone import LowRankEmbedding, LSTMConfig, compress, encoder_linears, load, save
 from drone.lab.lstm_model import LSTMLanguageModel
+from drone.model.own import UnreadLSTMConfig
 
 # Each line on its own: what loads is listed, what raises is not. One process for all,
 # as a new one costs seconds.
@@ -113,7 +116,14 @@ def test_mismatched_sizes_ignored_is_the_one_way_that_stays(folders: Path) -> No
     assert "ignore_mismatched_sizes=True" in (save.__doc__ or "")
 
 
-def test_an_lstm_folder_is_read_after_import_drone_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "read",
+    ["drone.load('model')", "AutoModelForCausalLM.from_pretrained('model')"],
+    ids=["load", "auto"],
+)
+def test_an_lstm_folder_is_read_after_import_drone_alone(
+    tmp_path: Path, read: str
+) -> None:
     config = LSTMConfig(vocab_size=30, hidden_size=16, num_layers=2)
     model = LSTMLanguageModel(config).eval()
     small = compress(model, {"stack.0.recurrent": 3, "stack.1.input": 4})
@@ -125,11 +135,12 @@ def test_an_lstm_folder_is_read_after_import_drone_alone(tmp_path: Path) -> None
     code = """
 import sys, drone, torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 assert "drone.lab" not in sys.modules
-model = drone.load("model")
+model = READ
 with torch.inference_mode():
     save_file({"logits": model(load_file("ids")["ids"]).logits}, "logits")
-"""
+""".replace("READ", read)
     done = in_a_new_process(tmp_path, code)
     assert done.returncode == 0, done.stderr
     with torch.inference_mode():
@@ -143,8 +154,11 @@ def test_what_the_lab_needs_is_named_when_it_is_missing(
     model = LSTMLanguageModel(LSTMConfig(vocab_size=30, hidden_size=16))
     save(compress(model, {"stack.0.recurrent": 3}), tmp_path / "model")
     monkeypatch.setitem(sys.modules, "drone.lab.lstm_model", None)
-    with pytest.raises(ImportError, match=r"drone-lstm needs .*; pip install drone"):
-        load(tmp_path / "model")
+    # As after `import drone` alone: the lab's own registration has not happened yet.
+    monkeypatch.setitem(CONFIG_MAPPING._extra_content, "drone-lstm", UnreadLSTMConfig)
+    for read in (load, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(ImportError, match=r"drone-lstm needs .*; pip install dron"):
+            read(tmp_path / "model")
 
 
 def test_a_folder_with_code_asks_nothing_runs_nothing_and_uses_no_network(
