@@ -32,7 +32,7 @@ export DRONE_CACHE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf test test-fast models benchmark lint run sweep lowest edition prose read evidence rename refresh models lock clean need-chapter assignments grade wheelhouse
+.PHONY: help book pdf epub test test-fast models benchmark lint run sweep lowest edition prose read evidence rename refresh models lock clean need-chapter assignments grade wheelhouse
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ $(SITE)/index.html: $(STAMP) $(SOURCES)
 
 pdf: $(SITE)/index.html ## print the whole book into _build/html/drone-book.pdf (needs Chromium)
 	$(PY) -m book.make_pdf
+
+epub: $(SITE)/index.html ## make the whole book _build/html/drone-book.epub (needs Chromium)
+	$(PY) -m book.make_epub
 
 # The files that take minutes go first, so that no process waits for another's last one.
 SLOW := tests/site tests/test_style.py tests/course tests/lab/test_sweep.py
