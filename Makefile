@@ -89,7 +89,6 @@ lint: $(STAMP) ## check style and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --explicit-package-bases book/course
 
 need-chapter:
 	@test -n "$(CHAPTER)" || { echo "which one? for example CHAPTER=01"; exit 1; }

@@ -160,11 +160,9 @@ def encoder_values() -> dict[str, Any]:
         lost = points_lost(task, dense, mine("retrain"))
         name = f"{short(encoder)}_{task}"
         values[f"{name}_table"] = encoder_table(task, dense, mine("ranks"), lost)
-        for (method, *arm), found in lost.items():
-            called = ARMS.get(tuple(arm))
-            if called is None:
-                share, epochs, _ = arm
-                called = f"{100 * share:g}x{epochs}"
+        for (method, share, epochs, teacher), found in lost.items():
+            other = f"{100 * share:g}x{epochs}"
+            called = ARMS.get((share, epochs, teacher), other)
             key = f"{name}_{method}_{called}".replace("-", "_")
             values[key] = found.value
             values[f"{key}_low"], values[f"{key}_high"] = found.low, found.high

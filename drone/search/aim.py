@@ -87,4 +87,5 @@ def _between(low: _Try, high: _Try, halve: bool) -> float:
         wanted = log(CLOSE) / 2
         part = (wanted - log(low.reached)) / log(high.reached / low.reached)
     # Next to an end a step would teach nothing.
-    return low.increase * (high.increase / low.increase) ** min(max(part, 0.2), 0.8)
+    step: float = (high.increase / low.increase) ** min(max(part, 0.2), 0.8)
+    return low.increase * step
