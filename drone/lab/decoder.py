@@ -67,6 +67,7 @@ def decoder(words: int, size: Size, seed: int = 0) -> GPT2LMHeadModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)
+    model.loss_type = "ForCausalLM"  # what it takes unasked, and with a warning
     model.eval()
     return model
 
