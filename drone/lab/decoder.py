@@ -1,7 +1,6 @@
 """A small causal language model of words: GPT-2's form, trained here. Chapter 10."""
 
 import math
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +9,15 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PrinterCallback,
-    TrainingArguments,
-    default_data_collator,
-    set_seed,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, default_data_collator
 
 from drone import progress
 from drone.files import tensors_sha256
 from drone.lab import keys
-from drone.lab.cache import cached_training, newest_whole
+from drone.lab.cache import cached_training
 from drone.lab.language import PARTS, windows
 from drone.lab.ranges import check_fields
-from drone.lab.training import Recipe, _CheckedTrainer, _Progress, _Seal, bfloat16_gains
+from drone.lab.trainer import Recipe, bfloat16_gains, train_in_place
 from drone.model.calibrate import frozen
 
 FORMAT_VERSION = 1
@@ -75,6 +67,7 @@ def decoder(words: int, size: Size, seed: int = 0) -> GPT2LMHeadModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)
+    model.loss_type = "ForCausalLM"  # what it takes unasked, and with a warning
     model.eval()
     return model
 
@@ -183,48 +176,20 @@ def train(
     } | keys.of_machine("transformers", "accelerate")
 
     def run(start: GPT2LMHeadModel, checkpoints: Path) -> dict[str, Any]:
-        return _train(start, cut, recipe, seed, checkpoints)
+        text = cut.tolist()
+        seconds = train_in_place(
+            start,
+            Dataset.from_dict({"input_ids": text, "labels": text}),
+            recipe,
+            "train a decoder",
+            seed=seed,
+            checkpoints=checkpoints,
+            collator=default_data_collator,
+        )
+        return {"seconds": seconds}
 
     kept = cached_training(f"decoder, seed {seed}", model, inputs, run, cache)
     return TrainedDecoder(kept.model, kept.record["seconds"], kept.key, kept.cached)
-
-
-def _train(
-    model: GPT2LMHeadModel, cut: Tensor, recipe: Recipe, seed: int, checkpoints: Path
-) -> dict[str, Any]:
-    steps = -(-len(cut) // recipe.batch_size) * recipe.epochs
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        warmup_steps=round(recipe.warmup * steps),
-        weight_decay=recipe.weight_decay,
-        bf16=bfloat16_gains(),
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        save_strategy="epoch",
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-        logging_strategy="no",
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    set_seed(seed)
-    text = cut.tolist()
-    trainer = _CheckedTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_dict({"input_ids": text, "labels": text}),
-        data_collator=default_data_collator,
-        callbacks=[_Progress("train a decoder"), _Seal()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    last = newest_whole(checkpoints)
-    started = time.perf_counter()
-    with progress.quiet():
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    return {"seconds": round(time.perf_counter() - started, 1)}
 
 
 class NextToken(nn.Module):

@@ -1,6 +1,5 @@
 """Fine-tuning and retraining, with a cache keyed by everything that goes into it."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,52 +14,18 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
 )
 
-from drone import progress
-from drone.devices import multiplies_bfloat16
 from drone.lab import data, encoders, keys
 from drone.lab.batches import predict, tokenize
-from drone.lab.cache import Kept, cached_training, newest_whole, refuse_diverged, seal
-from drone.lab.ranges import check_fields
+from drone.lab.cache import Kept, cached_training
+from drone.lab.trainer import CheckedTrainer, train_in_place
+from drone.lab.trainer import Recipe as Recipe
+from drone.lab.trainer import bfloat16_gains as bfloat16_gains
 
 FORMAT_VERSION = 3
 TEMPERATURE = 2.0  # softens a teacher's probabilities
 SOFT_TARGETS = "soft_targets"  # column of a teacher's outputs
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is fine-tuned. Linear warm-up and decay, AdamW, clipping at 1.
-
-    Raises:
-        ValueError: a value out of its range; the message names it.
-        TypeError: a value of another type, such as True for a number.
-
-    >>> Recipe(epochs=0)
-    Traceback (most recent call last):
-    ValueError: epochs is 0; at least 1.
-    """
-
-    epochs: int = 3
-    batch_size: int = 32
-    learning_rate: float = 5e-5
-    warmup: float = 0.1  # share of all steps
-    weight_decay: float = 0.01
-    max_length: int = 128  # tokens; longer inputs are cut
-
-    def __post_init__(self) -> None:
-        check_fields(self, counts=("epochs", "batch_size"), positive=("learning_rate",))
-        check_fields(self, shares=("warmup",), not_negative=("weight_decay",))
-        # a word between what marks the beginning and the end
-        check_fields(self, counts=("max_length",), least=3)
 
 
 @dataclass(frozen=True)
@@ -72,48 +37,6 @@ class FineTuned:
     key: str  # SHA-256 over everything that went into it
     seconds: float  # its training took, when it was trained; since a resume, if any
     cached: bool
-
-
-def bfloat16_gains(device: torch.device | str | None = None) -> bool:
-    """Whether training on a device gains by bfloat16; None: where `Trainer` trains."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return multiplies_bfloat16(device)
-
-
-class _Progress(TrainerCallback):
-    """One line that advances with the steps and shows the loss."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,
-    ) -> None:
-        self.bar = progress.bar(total=state.max_steps, desc=self.title)
-        self.bar.update(state.global_step)
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,
-    ) -> None:
-        self.bar.update(1)
-
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,
-    ) -> None:
-        self.bar.close()
 
 
 def fine_tune(
@@ -261,21 +184,7 @@ def retrain(
     return _found(cached_training(title, model, inputs, run, cache), tokenizer)
 
 
-class _CheckedTrainer(Trainer):
-    """Stops at the first loss that is not finite; the steps are Trainer's own."""
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss: Tensor = super().training_step(*args, **kwargs)
-        if not loss.isfinite():
-            raise ValueError(
-                f"the loss is {float(loss)} at step {self.state.global_step + 1}: the "
-                "training has diverged, and nothing of it is kept as finished. A "
-                "smaller learning_rate may help."
-            )
-        return loss
-
-
-class _SoftTrainer(_CheckedTrainer):
+class _SoftTrainer(CheckedTrainer):
     """Learns a teacher's outputs, which the rows carry, instead of the labels."""
 
     def compute_loss(
@@ -373,20 +282,6 @@ def choose_rate(
     return min(losses, key=losses.__getitem__)
 
 
-class _Seal(TrainerCallback):
-    """Says of each checkpoint, once all its files are written, that it is whole."""
-
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **given: Any,
-    ) -> None:
-        refuse_diverged(given["model"])
-        seal(Path(args.output_dir or "") / f"checkpoint-{state.global_step}")
-
-
 def _train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -396,49 +291,23 @@ def _train(
     recipe: Recipe,
     seed: int,
 ) -> dict[str, float]:
-    """Train a model in place, from its newest whole checkpoint if there is one.
-
-    `model` is a copy: with bfloat16 Trainer leaves the forward it wrapped in it.
-    """
+    """Train a classifier in place, by the rows' labels or their soft targets."""
     if not len(rows):
         raise ValueError("no rows to train on; at least one is needed.")
-    steps = -(-len(rows) // recipe.batch_size) * recipe.epochs
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        warmup_steps=round(recipe.warmup * steps),
-        weight_decay=recipe.weight_decay,
-        bf16=bfloat16_gains(),
-        use_cpu=not torch.cuda.is_available(),  # else it refuses bfloat16 there
+    kind = _SoftTrainer if SOFT_TARGETS in rows.column_names else CheckedTrainer
+    seconds = train_in_place(
+        model,
+        rows,
+        recipe,
+        title,
         seed=seed,
-        save_strategy="epoch",
-        save_total_limit=2,  # should the newest be cut off, one epoch is lost
-        report_to="none",
-        disable_tqdm=True,
-        logging_strategy="no",
-        train_sampling_strategy="group_by_length",
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,  # the soft targets are no input of the model
+        checkpoints=checkpoints,
+        collator=DataCollatorWithPadding(tokenizer),
+        trainer=kind,
+        by_length=True,
     )
-    set_seed(seed)
-    kind = _SoftTrainer if SOFT_TARGETS in rows.column_names else _CheckedTrainer
-    trainer = kind(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[_Progress(title), _Seal()],
-    )
-    trainer.remove_callback(PrinterCallback)  # it would print a dict at the end
-    last = newest_whole(checkpoints)
-    started = time.perf_counter()
-    with progress.quiet():
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    seconds = time.perf_counter() - started
     # No step tells what the last one did: weights of 1e30 are finite, their logits not.
     first = rows.select(range(min(len(rows), recipe.batch_size)))
     extra = {SOFT_TARGETS} & set(rows.column_names)
     predict(model, first.remove_columns(sorted(extra)), tokenizer)
-    return {"seconds": round(seconds, 1)}
+    return {"seconds": seconds}

@@ -26,13 +26,19 @@ from transformers import (
 )
 
 from drone import LowRankLinear, calibrate, compress
-from drone.lab import batches, cache, data, encoders, metrics, training
+from drone.lab import batches, cache, data, encoders, metrics, trainer, training
 from drone.lab.metrics import METRICS, paired_bootstrap
 from drone.lab.training import FineTuned, Recipe, fine_tune, retrain
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, max_length=32)
 Tune = Callable[..., FineTuned]
-CHECKED = training._CheckedTrainer  # as it is, whatever a test puts in its place
+CHECKED = training.CheckedTrainer  # as it is, whatever a test puts in its place
+
+
+def pretend_bfloat16(patch: pytest.MonkeyPatch, *, gains: bool) -> None:
+    """To the key of a training, and to the training."""
+    for module in (training, trainer):
+        patch.setattr(module, "bfloat16_gains", lambda: gains)
 
 
 @pytest.fixture(scope="module")
@@ -230,10 +236,10 @@ def test_the_key_changes_with_whatever_goes_into_the_training(
     }
     assert set(different) == set(RECIPE.__dataclass_fields__)
     changed += [{"recipe": replace(RECIPE, **{k: v})} for k, v in different.items()]
-    monkeypatch.setattr(training, "bfloat16_gains", lambda: False)
+    pretend_bfloat16(monkeypatch, gains=False)
     keys = [key_of(), *(key_of(**change) for change in changed)]
     assert key_of() == keys[0]
-    monkeypatch.setattr(training, "bfloat16_gains", lambda: True)
+    pretend_bfloat16(monkeypatch, gains=True)
     keys.append(key_of())
     monkeypatch.setattr(torch, "__version__", "0.0")
     keys.append(key_of())
@@ -308,10 +314,10 @@ def test_bfloat16_is_used_in_training_and_nowhere_after_it(
     tokenizer: PreTrainedTokenizerBase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(training, "bfloat16_gains", lambda: False)
+    pretend_bfloat16(monkeypatch, gains=False)
     wide = tune(cache=tmp_path / "wide")
     # emulated where the processor has no such products: slow, but the same numbers
-    monkeypatch.setattr(training, "bfloat16_gains", lambda: True)
+    pretend_bfloat16(monkeypatch, gains=True)
     found = tune()
     again = retrain(
         found.model,
@@ -365,7 +371,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Steps]:
                 super().__init__(*args, **kwargs)
                 self.add_callback(steps)
 
-        monkeypatch.setattr(training, "_CheckedTrainer", Watched)
+        monkeypatch.setattr(training, "CheckedTrainer", Watched)
         return steps
 
     return watch
