@@ -142,9 +142,12 @@ def keep_definitions(
     if page == GLOSSARY or not used:
         return
     meanings = dict(defined(app).values())
-    context["body"] = body + "".join(
+    kept = "".join(
         KEPT.format(anchor, html(app, meanings[anchor])) for anchor in sorted(used)
     )
+    context["body"] = body + kept
+    if 'class="math' in kept:  # then this page needs MathJax, if it did not before
+        app.env.get_domain("math").data["has_equations"][page] = True
     app.add_js_file("definitions.js", defer="defer")
 
 
@@ -155,5 +158,6 @@ def html(app: Sphinx, meaning: nodes.definition) -> str:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-resolved", resolve)
-    app.connect("html-page-context", keep_definitions, priority=800)
+    # before MathJax and the tidying ask whether there are formulas
+    app.connect("html-page-context", keep_definitions, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -123,14 +123,11 @@ def visit_all(site, address, browser):
     page = context.new_page()
     page.add_init_script("localStorage.setItem('mode', 'light')")
     found = {"errors": [], "foreign": [], "desktop": [], "phone": [], "faults": []}
-    page.on(
-        "console",
-        lambda m: (
-            found["errors"].append(f"{page.url}: {m.text}")
-            if m.type == "error"
-            else None
-        ),
-    )
+
+    def hear(message):
+        if message.type == "error":
+            found["errors"].append(f"{page.url}: {message.text}")
+
     page.on("pageerror", lambda e: found["errors"].append(f"{page.url}: {e}"))
     page.on(
         "request",
@@ -141,11 +138,14 @@ def visit_all(site, address, browser):
         ),
     )
     for name in pages(site):
+        page.on("console", hear)
         page.goto(address + name, wait_until="networkidle")
         for width, size in (("phone", PHONE), ("desktop", DESKTOP)):
             page.set_viewport_size(size)
             if scrolls_sideways(page):
                 found[width].append(name)
+        # axe asks for style sheets again, at addresses of its own
+        page.remove_listener("console", hear)
         if AXE.is_file():
             assert page.locator("html[data-theme=light]").count() == 1
             found["faults"] += [f"{name}: {each}" for each in serious_faults(page, {})]
