@@ -117,7 +117,7 @@ def to_cell(env: BuildEnvironment, chapter: str, cell: str) -> nodes.reference:
 
 def to_cases(env: BuildEnvironment) -> nodes.reference:
     page = env.app.builder.get_relative_uri(env.docname, "book/evidence")
-    uri = f"{page}#lstm-to-its-end"
+    uri = f"{page}#the-paper-s-lstm-trained-to-its-end"
     return nodes.reference("", "The cases that judge it", refuri=uri, internal=True)
 
 
