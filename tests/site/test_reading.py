@@ -504,3 +504,14 @@ def test_every_exercise_is_listed_and_its_answer_is_there(site):
             assert soup(site / "book" / target).find(id=anchor)
     kinds = {row.select("td")[2].get_text(strip=True) for row in rows}
     assert kinds == {"Warm-up", "practice", "Research"}
+
+
+@needs_browser
+def test_no_column_of_a_table_is_squeezed_to_letters(address, page):
+    page.set_viewport_size(PHONE)
+    page.goto(address + "book/compress.html", wait_until="load")
+    widths = page.eval_on_selector_all(
+        "article th", "all => all.map(e => e.getBoundingClientRect().width)"
+    )
+    assert widths
+    assert min(widths) > 50  # the shortest word of a heading needs as much
