@@ -62,7 +62,7 @@ epub: $(SITE)/index.html ## make the whole book _build/html/drone-book.epub (nee
 	$(PY) -m book.make_epub
 
 # The files that take minutes go first, so that no process waits for another's last one.
-SLOW := tests/site tests/test_style.py tests/course tests/lab/test_sweep.py
+SLOW := tests/site/test_site.py tests/site tests/test_style.py tests/course tests/lab/test_sweep.py
 
 # Two processes of one thread each; the site is that of `make book`. Chapter 9 times two
 # threads, so it is alone.
