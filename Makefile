@@ -61,8 +61,9 @@ pdf: $(SITE)/index.html ## print the whole book into _build/html/drone-book.pdf 
 epub: $(SITE)/index.html ## make the whole book _build/html/drone-book.epub (needs Chromium)
 	$(PY) -m book.make_epub
 
-# The files that take minutes go first, so that no process waits for another's last one.
-SLOW := tests/site/test_site.py tests/site tests/test_style.py tests/course tests/lab/test_sweep.py
+# The files that take minutes go first, so that no process waits for the last one of another:
+# tests/site/test_every_page.py before all.
+SLOW := tests/site tests/test_style.py tests/course tests/lab/test_sweep.py
 
 # Two processes of one thread each; the site is that of `make book`. Chapter 9 times two
 # threads, so it is alone.
