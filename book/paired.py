@@ -69,6 +69,13 @@ def points(task: str, logits: np.ndarray, labels: np.ndarray) -> float:
     return 100 * metric(logits, labels)
 
 
+def drawn(count: int) -> list[np.ndarray]:
+    """Return the rows as they are, then `DRAWS` draws of as many, with repetition."""
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(count, size=count) for _ in range(DRAWS)]
+    return [np.arange(count), *draws]
+
+
 def gap(case: str, better: Sequence[str], worse: Sequence[str]) -> np.ndarray:
     """Draw the rows anew and say what `worse` loses more, seeds averaged.
 
@@ -86,9 +93,6 @@ def gap(case: str, better: Sequence[str], worse: Sequence[str]) -> np.ndarray:
         )
 
     one, other = best(better), best(worse)
-    rng = np.random.default_rng(0)
-    rows = [np.arange(len(labels))]
-    rows += [rng.integers(len(labels), size=len(labels)) for _ in range(DRAWS)]
     return np.array(
         [
             np.mean(
@@ -98,7 +102,7 @@ def gap(case: str, better: Sequence[str], worse: Sequence[str]) -> np.ndarray:
                     for seed in seeds
                 ]
             )
-            for i in rows
+            for i in drawn(len(labels))
         ]
     )
 
@@ -112,15 +116,13 @@ def summary(each: np.ndarray) -> list[float]:
 def seeds_apart() -> list[float]:
     """Say how much more CoLA's seed 1 loses than its seed 0, DRONE beside dense."""
     labels, seeds = data.dev_labels("cola"), seeds_of("minilm-cola")
-    rng = np.random.default_rng(0)
-    rows = [np.arange(len(labels))]
-    rows += [rng.integers(len(labels), size=len(labels)) for _ in range(DRAWS)]
 
     def lost(seed: Mapping[str, np.ndarray], i: np.ndarray) -> float:
         dense, thin = (points("cola", seed[n][i], labels[i]) for n in (DENSE, PLAIN))
         return dense - thin
 
-    return summary(np.array([lost(seeds[1], i) - lost(seeds[0], i) for i in rows]))
+    gaps = [lost(seeds[1], i) - lost(seeds[0], i) for i in drawn(len(labels))]
+    return summary(np.array(gaps))
 
 
 def compute() -> dict[str, list[float]]:

@@ -15,7 +15,12 @@ from sphinx.application import Sphinx
 
 GLOSSARY, CHAPTERS = "book/glossary", "book/chapters/"
 # Words with another sense as well, and the chapters where they have the glossary's.
-ONLY_IN = {"learnt": "7", "margin": "7", "ridge": "9", "temperature": "58"}
+ONLY_IN = {
+    "learnt": {"7"},
+    "margin": {"7"},
+    "ridge": {"9"},
+    "temperature": {"5", "8"},
+}
 SKIP = (
     nodes.reference,
     nodes.literal,
@@ -58,7 +63,7 @@ def first_places(
     document: nodes.document, names: list[str], chapter: str
 ) -> Iterator[tuple[nodes.Text, list[tuple[str, re.Match[str]]]]]:
     """Texts in which terms stand for the first time, with what was found there."""
-    allowed = [name for name in names if chapter in ONLY_IN.get(name, chapter)]
+    allowed = [name for name in names if chapter in ONLY_IN.get(name, {chapter})]
     words = "|".join(sorted(map(re.escape, allowed), key=len, reverse=True))
     pattern = re.compile(rf"(?<![\w-])({words})s?(?![\w-])", re.IGNORECASE)
     seen = set()

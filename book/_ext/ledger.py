@@ -73,6 +73,9 @@ class ClaimDirective(SphinxDirective):
         chapter, _, keys = self.options["judged"].partition(" ")
         if chapter == EVIDENCE:
             known = decided(self.env)
+            missing = sorted(set(keys.split()) - known.keys())
+            if missing:
+                raise self.error(f"{anchor}: no case gave {', '.join(missing)}.")
             said, place = [known[key] for key in keys.split()], to_cases(self.env)
         else:
             path = Path(self.env.srcdir, "book", "chapters", f"{chapter}.ipynb")

@@ -69,9 +69,18 @@ def dense_model(encoder: str, source: str) -> PreTrainedModel:
         encoder: one of `drone.lab.encoders.ENCODERS`, or `lstm-` and one of
             `drone.lab.lstm_train.SIZES`.
         source: as in `drone.lab.encoders.encoder`; no LSTM needs one.
+
+    Raises:
+        ValueError: no such size; and what `drone.lab.encoders.encoder` raises.
+
+    >>> dense_model("lstm-tiny", "").config.hidden_size
+    32
     """
     if encoder.startswith(LSTM):
-        hidden = SIZES[encoder.removeprefix(LSTM)].hidden
+        size = encoder.removeprefix(LSTM)
+        if size not in SIZES:
+            raise ValueError(f"no LSTM {size!r}; there are {', '.join(SIZES)}.")
+        hidden = SIZES[size].hidden
         return language_model(LSTMConfig(vocab_size=WORDS, hidden_size=hidden))
     return encoders.encoder(encoder, source)[0]
 
