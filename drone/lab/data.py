@@ -154,17 +154,23 @@ def load(
     return DatasetDict({split: readers[split]() for split in chosen})
 
 
-def dev_labels(task: str) -> np.ndarray:
-    """Labels of a task's development rows, from local files.
+def dev_labels(task: str, source: str = "local", rows: int = 0) -> np.ndarray:
+    """Labels of a task's development rows.
+
+    Args:
+        task: one of `TASKS`.
+        source: as in `load`.
+        rows: those of a `sample` of so many, with seed 0; 0: of all.
 
     Returns:
         (rows,): int64 classes or float scores.
 
     Raises:
-        FileNotFoundError, ValueError: as `load`.
+        FileNotFoundError, ValueError: as `load` and `sample`.
     """
     split = TASKS[task].dev_split
-    return np.asarray(load(task, "local", [split])[split]["label"])
+    dev = load(task, source, [split])[split]
+    return np.asarray((sample(dev, rows, 0) if rows else dev)["label"])
 
 
 def sample(rows: Dataset, count: int, seed: int) -> Dataset:

@@ -1,0 +1,106 @@
+"""What is read from finished cases is what was put into them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drone.lab import data
+from drone.lab.cases import keep_case, pack, read_cases
+from drone.lab.glue import ARMS, Arm
+from drone.lab.glue_read import Study, arm_name, studies
+
+ROWS = 100
+
+
+def told(labels: np.ndarray, wrong: int) -> dict[str, Any]:
+    """The result of a model that has the first `wrong` rows wrong."""
+    logits = np.eye(2)[labels]
+    logits[:wrong] = 1 - logits[:wrong]
+    right = float((logits.argmax(1) == labels).mean())
+    return {"dev": {"accuracy": 100 * right}, "dev_logits": pack(logits)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Two seeds of a dense model, and SVD: 5 rows worse on one, 15 on the other."""
+    labels = data.dev_labels("agreement", "embedded", ROWS)
+    common = {"encoder": "minilm", "task": "agreement", "dev_rows": ROWS}
+    for seed, more in ((0, 5), (1, 15)):
+        dense = common | {"seed": seed}
+        keep_case(tmp_path, "dense", dense, told(labels, 10), 1.0)
+        plan = dense | {"method": "svd-latency", "speedup": 2.0}
+        shape = {"ranks": {"a": 3 + seed}, "speedup": 1.9 + 0.2 * seed}
+        keep_case(tmp_path, "ranks", plan, shape, 1.0)
+        for name, wrong in (("none", 10 + more), ("full", 10)):
+            arm = {"arm": vars(ARMS[name])}
+            keep_case(tmp_path, "retrain", plan | arm, told(labels, wrong), 1.0)
+    other_speed = plan | {"speedup": 3.0, "arm": vars(ARMS["none"])}
+    keep_case(tmp_path, "retrain", other_speed, told(labels, 99), 1.0)
+    return tmp_path
+
+
+@pytest.fixture
+def study(store: Path) -> Study:
+    found = studies(store, "embedded")
+    assert list(found) == [("minilm", "agreement")]
+    return found["minilm", "agreement"]
+
+
+def test_points_lost_are_the_mean_over_the_seeds(study: Study) -> None:
+    found = study.lost(("svd-latency", "none"), draws=200)
+    assert found.value == pytest.approx(10)
+    # drawn seeds alone give 5, 10 or 15
+    assert found.low < 5 and found.high > 15
+    assert study.lost(("svd-latency", "full"), draws=50).value == 0
+
+
+def test_two_ways_are_paired_by_seed_and_row(study: Study) -> None:
+    key = ("svd-latency", "none")
+    over = study.over(key, ("svd-latency", "full"), draws=50)
+    assert over.value == pytest.approx(study.lost(key, draws=50).value)
+    assert study.over(key, key, draws=50).high == 0
+    del study.arms[key][0], study.arms["svd-latency", "full"][1]
+    with pytest.raises(ValueError, match="no seed in common"):
+        study.over(key, ("svd-latency", "full"))
+
+
+def test_what_counts_as_learnt(study: Study) -> None:
+    share = max(np.bincount(study.labels)) / ROWS
+    assert study.floor == pytest.approx(100 * share)
+    assert study.error == pytest.approx(100 * (share * (1 - share) / ROWS) ** 0.5)
+    assert study.score == pytest.approx(90) and study.learnt
+    worst = study.dense[1].result["dev"]
+    worst["accuracy"] = study.floor + 2.9 * study.error
+    assert not study.learnt  # one seed that knows nothing is enough
+
+
+def test_a_correlation_has_no_commonest_label(study: Study) -> None:
+    study.task = "cola"
+    assert (study.metric, study.floor) == ("matthews", 0)
+    drawn = np.random.default_rng(0).normal(size=(2000, 2, ROWS))
+    luck = [np.corrcoef(*pair)[0, 1] for pair in drawn]
+    assert study.error == pytest.approx(100 * np.std(luck), rel=0.05)
+
+
+def test_a_clock_belongs_to_the_plans_of_its_shapes(study: Study, store: Path) -> None:
+    assert study.speedup("svd-latency") == pytest.approx(2.0)
+    for rank in (4, 5):  # seed 1's, and nobody's
+        plans = {"svd-latency": {"ranks": {"a": rank}}, "other": {}}
+        result = {"speedups": {"svd-latency": [rank, 1, 9]}}
+        keep_case(store, "clocks", {"plans": plans}, result, 1.0)
+    found = study.clocked(read_cases(store, "clocks"))
+    assert {name: each.value for name, each in found.items()} == {"svd-latency": 4}
+
+
+def test_of_two_cases_of_one_seed_none_wins_unseen(store: Path) -> None:
+    case = read_cases(store, "dense")[0]
+    keep_case(store, "dense", case.settings | {"rows": 7}, case.result, 1.0)
+    with pytest.raises(ValueError, match="one seed twice"):
+        studies(store, "embedded")
+
+
+@pytest.mark.parametrize("name", [*ARMS, "0.01x3", "1x1"])
+def test_a_retraining_has_the_name_it_is_asked_by(name: str) -> None:
+    assert arm_name(vars(Arm.named(name))) == name
