@@ -25,7 +25,15 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from book.course import assign, bands, chapter, moodle, quiz, slides  # noqa: E402
+from book.course import (  # noqa: E402
+    assign,
+    bands,
+    chapter,
+    handouts,
+    moodle,
+    quiz,
+    slides,
+)
 
 STATIC = ROOT / "book" / "course" / "static"
 
@@ -112,6 +120,7 @@ def files() -> set[str]:
         {f"quiz-{number}.xml" for number in quiz.chapters()}
         | {f"slides-{number}.html" for number in slides.chapters()}
         | {f"assignment-{name}.ipynb" for name in assign.names()}
+        | {f"handout-{number}.html" for number in handouts.HANDOUTS}
         | {"slides.zip"}
     )
 
@@ -127,6 +136,7 @@ def write_files(app: Sphinx, error: Exception | None) -> None:
     for name in assign.names():
         notebook = assign.student_notebook(name)
         (target / f"assignment-{name}.ipynb").write_text(notebook, encoding="utf-8")
+    handouts.write(target)
     slides.write(target)
     pack(target)
 
@@ -137,7 +147,7 @@ def pack(target: Path) -> None:
         mathjax = sorted((target.parent / "mathjax").rglob("*.*"))
         for path in [*sorted(target.glob("*.html")), *mathjax]:
             packed.write(path, path.relative_to(target.parent))
-        for name in ("reveal.js", "reveal.css", "notes.js", "deck.css"):
+        for name in ("reveal.js", "reveal.css", "notes.js", "deck.css", "handout.css"):
             packed.write(target / name, f"{target.name}/{name}")
 
 

@@ -111,6 +111,19 @@ class Chapter:
                     return mime, output.data[mime]
         raise LookupError(f"{self.path.name}: cell {cell_id!r} has no output in words.")
 
+    def tables(self, cell_id: str) -> list[tuple[str, str]]:
+        """What a cell shows as tables: (Markdown above it, HTML with all rows)."""
+        found, above = [], ""
+        for output in self.cell(cell_id).get("outputs", []):
+            data = output.get("data", {})
+            made = re.findall(r"<table.*?</table>", data.get("text/html", ""), re.S)
+            if made:  # of a table that folds, the one with all rows comes last
+                found.append((above, made[-1]))
+            above = data.get("text/markdown", "")
+        if not found:
+            raise LookupError(f"{self.path.name}: cell {cell_id!r} shows no table.")
+        return found
+
     def reading(self, label: str) -> str:
         """What was seen in the published results, by label; without its figure."""
         body = self.cell(f"reading-{label}").source.partition("\n\n")[2]

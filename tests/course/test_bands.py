@@ -33,6 +33,8 @@ def test_scores_are_those_of_the_records(tmp_path):
     (tmp_path / "x.jsonl").write_text(text)
     band = bands.Band("a", "x", {"method": "svd", "rank": 8}, "score", 100)
     assert bands.scores(band, tmp_path) == pytest.approx([50.8, 51.8])
+    lost = bands.Band("a", "x", {"method": "svd", "rank": 8}, "score", 100, "seed")
+    assert bands.scores(lost, tmp_path) == pytest.approx([-50.8, 48.2])
     gone = bands.Band("a", "x", {"method": "drone"}, "score")
     with pytest.raises(LookupError, match="no record"):
         bands.scores(gone, tmp_path)
