@@ -62,16 +62,15 @@ pdf: $(SITE)/index.html ## print the whole book into _build/html/drone-book.pdf 
 epub: $(SITE)/index.html ## make the whole book _build/html/drone-book.epub (needs Chromium)
 	$(PY) -m book.make_epub
 
-# The files that take minutes go first, so that no process waits for the last one of another:
-# tests/site/test_every_page.py before all.
-SLOW := tests/site tests/test_style.py tests/course tests/lab/test_sweep.py
+# Two processes of one thread each take file after file: what takes minutes goes first, so
+# that neither waits for the other's last one. The notebooks begin: a kernel is to start in
+# a process that has no browser yet. Chapter 9 times two threads, so it is alone.
+SLOW := notebooks tests/site tests/test_style.py tests/course tests/lab/test_sweep.py
 
-# Two processes of one thread each; the site is that of `make book`. Chapter 9 times two
-# threads, so it is alone.
+# The site is that of `make book`.
 test: $(STAMP) $(AXE) $(SITE)/index.html ## set up if needed, run all tests
 	DRONE_SITE="$(SITE)" OMP_NUM_THREADS=1 $(BIN)/pytest $(SLOW) tests -n 2 \
-	  --dist loadfile --no-loadscope-reorder --durations=30
-	OMP_NUM_THREADS=1 $(BIN)/pytest notebooks -n 2 --dist loadfile --ignore-glob='*/09-*'
+	  --dist loadfile --no-loadscope-reorder --ignore-glob='*/09-*' --durations=30
 	$(BIN)/pytest notebooks/09-*.ipynb
 
 test-fast: $(STAMP) ## the mathematics, layers and whole models, in three minutes
