@@ -13,17 +13,16 @@ import argparse
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drone.files import whole_file
-from drone.lab import data, readings
-from drone.lab.cases import Case, read_cases, unpack
-from drone.lab.differences import majority, paired
-from drone.lab.metrics import METRICS
+from drone.lab import readings
+from drone.lab.cases import read_cases, unpack
+from drone.lab.glue_read import studies
 from drone.lab.tables import Estimate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,19 +31,8 @@ PAGE = ROOT / "book" / "evidence.md"
 WRITTEN = ROOT / "book" / "readings" / "evidence.md"
 DECIDED = ROOT / "book" / "results" / "evidence.json"
 JOBS = ("dense", "ranks", "retrain", "lstm-train", "lstm-shares", "clocks")
-METHODS = {
-    "svd-fraction": "SVD, one fraction",
-    "svd-latency": "SVD, its own search",
-    "drone-fraction": "DRONE, one fraction",
-    "drone-latency": "DRONE, latency search",
-    "drone-algorithm2": "DRONE, Algorithm 2",
-    "alternate-layers": "every second layer",
-    "first-layers": "the first layers",
-}
-ARMS = {(0.0, 0, False): "none", (0.1, 1, False): "short", (1.0, 3, True): "full"}
 KINDS = {"products": "all products", "but recurrent": "all but the recurrent ones"}
 BAR = 0.02  # how much the perplexity may grow: chapter 6's
-Key = tuple[str, float, int, bool]  # method, share, epochs, teacher
 FAST = 2.0  # one word at a time: chapter 6's
 
 
@@ -69,101 +57,13 @@ def interval(found: Estimate, sign: str = "") -> str:
     return f"{value:{sign}.1f} [{low:.1f},\u00a0{high:.1f}]"
 
 
-def logits_of(case: Case) -> np.ndarray:
-    """What a case's model said of the development rows, (rows, outputs)."""
-    return unpack(case.result["dev_logits"]).astype(np.float32)
-
-
-def points_lost(
-    task: str, dense: Mapping[int, Case], arms: Sequence[Case]
-) -> dict[Key, Estimate]:
-    """Return {(method, share, epochs, teacher): points lost} over the seeds there."""
-    labels = data.dev_labels(task)
-    groups: dict[Key, list[Case]] = {}
-    for case in arms:
-        arm = case.settings["arm"]
-        key = (case.settings["method"], arm["share"], arm["epochs"], arm["teacher"])
-        groups.setdefault(key, []).append(case)
-    found = {}
-    for key, cases in groups.items():
-        before = np.stack([logits_of(dense[c.settings["seed"]]) for c in cases])
-        after = np.stack([logits_of(case) for case in cases])
-        found[key] = paired(task, labels, after, before, draws=1000)
-    return found
-
-
-def clocked(plans: Sequence[Case]) -> dict[str, str]:
-    """Return {method: speed-up on the reference processor, with its interval}.
-
-    Args:
-        plans: of one encoder and task; a clock belongs to them when its shapes do.
-    """
-    found = {}
-    for clock in read_cases(CASES, "clocks"):
-        for case in plans:
-            shape = {k: case.result[k] for k in ("ranks", "layers") if k in case.result}
-            method = case.settings["method"]
-            if clock.settings["plans"].get(method) == shape:
-                ratio, low, high = clock.result["speedups"][method]
-                found[method] = f"{ratio:.2f}× [{low:.2f},\u00a0{high:.2f}]"
-    return found
-
-
-def encoder_table(
-    task: str,
-    dense: Mapping[int, Case],
-    plans: Sequence[Case],
-    lost: Mapping[Key, Estimate],
-) -> str:
-    """Return a task's table at 2×, with its caption, in Markdown."""
-    labels, metric = data.dev_labels(task), next(iter(METRICS[task]))
-    score = float(np.mean([c.result["dev"][metric] for c in dense.values()]))
-    told: dict[str, list[float]] = {}
-    for case in plans:
-        told.setdefault(case.settings["method"], []).append(case.result["speedup"])
-    speed = {method: f"{np.mean(each):.2f}×" for method, each in told.items()}
-    measured = clocked(plans)
-    clock = "measured" if measured else "predicted"
-    speed |= measured
-    lines = [
-        f"| method | speed, {clock} | not retrained | short | full |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for method, title in METHODS.items():
-        cells = [lost.get((method, *arm)) for arm in ARMS]
-        row = ["missing" if cell is None else interval(cell) for cell in cells]
-        if set(row) != {"missing"}:
-            lines.append(f"| {title} | {speed[method]} | {' | '.join(row)} |")
-    seeds = f"{len(dense)} seed" + ("s" if len(dense) > 1 else "")
-    caption = (
-        f"Points of {metric} lost of {score:.1f} (the dense model; {seeds}), with "
-        f"95 % over the {len(labels)} development rows. A model that always gives the "
-        f"commonest label loses {score - majority(task, labels):.1f}."
-    )
-    return "\n".join([caption, "", *lines])
-
-
 def encoder_values() -> dict[str, Any]:
-    """Return the tables and all numbers of the encoders' cases."""
+    """Return the points lost in every case of an encoder, as chapter 7 has them."""
     values: dict[str, Any] = {}
-    kept = {job: read_cases(CASES, job) for job in ("dense", "ranks", "retrain")}
-    for encoder, task in {
-        (case.settings["encoder"], case.settings["task"]): None
-        for case in kept["dense"]
-    }:
-
-        def mine(job: str, of: tuple[str, str] = (encoder, task)) -> list[Case]:
-            named = ((c, c.settings) for c in kept[job])
-            return [c for c, s in named if (s["encoder"], s["task"]) == of]
-
-        dense = {case.settings["seed"]: case for case in mine("dense")}
-        lost = points_lost(task, dense, mine("retrain"))
-        name = f"{short(encoder)}_{task}"
-        values[f"{name}_table"] = encoder_table(task, dense, mine("ranks"), lost)
-        for (method, share, epochs, teacher), found in lost.items():
-            other = f"{100 * share:g}x{epochs}"
-            called = ARMS.get((share, epochs, teacher), other)
-            key = f"{name}_{method}_{called}".replace("-", "_")
+    for (encoder, task), study in studies(CASES).items():
+        for method, arm in study.arms:
+            found = study.lost((method, arm))
+            key = f"{short(encoder)}_{task}_{method}_{arm}".replace("-", "_")
             values[key] = found.value
             values[f"{key}_low"], values[f"{key}_high"] = found.low, found.high
     return values
