@@ -110,9 +110,12 @@ def test_scores_of_a_case_are_those_of_its_logits(case: Case) -> None:
     top = np.sort(logits, axis=1)
     # kept in 16 bits: classes may tie, and so may the marks of a model without any
     ties = int((top[:, -1:] == top[:, -2:-1]).sum())
+    slack = 0.1 + 300 * ties / len(logits)
+    if not data.TASKS[task].labels:  # marks that hardly differ are mostly rounding
+        slack += 100 * np.spacing(np.float16(logits.mean())) / logits.std()
     for name, metric in metrics.METRICS[task].items():
         again, points = 100 * metric(logits, labels(task)), case.result["dev"][name]
-        assert again == pytest.approx(points, abs=0.1 + 300 * ties / len(logits))
+        assert again == pytest.approx(points, abs=slack)
 
 
 def test_chapter_7_shows_every_case() -> None:

@@ -24,6 +24,7 @@ TITLES = {
     "alternate-layers": "every second layer",
     "first-layers": "the first layers",
 }
+ENCODERS = {"minilm": "MiniLM", "mpnet-base": "MPNet", "bert-base": "BERT"}
 LEARNT = 3  # standard errors above the commonest label
 Key = tuple[str, str]  # method, name of a retraining
 
@@ -61,6 +62,13 @@ class Study:
     dense: dict[int, Case] = field(default_factory=dict)
     plans: dict[str, dict[int, Case]] = field(default_factory=dict)
     arms: dict[Key, dict[int, Case]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As tables and figures call it, such as `MPNet on RTE`."""
+        encoder = self.encoder.removesuffix("-float16")
+        task = data.TASKS[self.task].folder or self.task
+        return f"{ENCODERS.get(encoder, encoder)} on {task}"
 
     @property
     def metric(self) -> str:

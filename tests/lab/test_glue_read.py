@@ -45,6 +45,7 @@ def store(tmp_path: Path) -> Path:
 def study(store: Path) -> Study:
     found = studies(store, "embedded")
     assert list(found) == [("minilm", "agreement")]
+    assert found["minilm", "agreement"].name == "MiniLM on agreement"
     return found["minilm", "agreement"]
 
 

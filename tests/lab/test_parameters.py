@@ -44,7 +44,7 @@ def test_every_parameter_has_a_range_but_texts_that_are_paths() -> None:
     for path in NOTEBOOKS:
         rules = parameters.ranges(RANGES, path.name[:2])
         free = set(parameters.declared(path)) - set(rules)
-        assert free <= {"results", "store", "traces", "again", "compiled", "jobs"}
+        assert free <= {"results", "store", "traces", "again", "compiled", "cases"}
 
 
 def test_choices_are_those_of_the_library() -> None:
@@ -86,7 +86,7 @@ def test_choices_are_those_of_the_library() -> None:
         ("05", {"studies": {"x": {"again": {"epochs": 0}}}}, "x.again.epochs is 0"),
         ("06", {"studies": {"x": {"dropout": 1.0}}}, "x.dropout is 1.0; below 1"),
         ("06", {"published": {"medium": "82.7"}}, "published.medium is '82.7'"),
-        ("07", {"jobs": [{"seed": 0}]}, r"jobs\[0\] has no setting seed; is seeds"),
+        ("07", {"live": {"row": 9}}, r"live has no setting row; is rows"),
         ("08", {"teacher": {"sst2": {"epochs": 0}}}, "teacher.sst2.epochs is 0"),
         ("08", {"teacher": {"sst3": {}}}, "no setting sst3; is sst2 meant?"),
     ],
@@ -105,7 +105,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 def test_a_whole_number_is_a_float_too() -> None:
-    check("07", {"hours": 3, "budget": 1})
+    check("07", {"speedup": 3, "rate": 1})
 
 
 @pytest.mark.parametrize(
