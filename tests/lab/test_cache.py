@@ -1,6 +1,7 @@
 """A training runs once: keys of everything, a lock a key, whole checkpoints."""
 
 import json
+import multiprocessing
 import os
 import platform
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 from typing import Any
 
@@ -289,8 +291,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_broken_ones_removed(
 # --- processes ---------------------------------------------------------------------
 
 START = """
-import os, signal, sys, time
-from pathlib import Path
+import os, signal, time
 import torch
 from torch import nn
 from drone.lab.cache import cached_training, newest_whole, seal
@@ -299,33 +300,35 @@ def train(model, checkpoints):
     last = newest_whole(checkpoints)
     begin = 0 if last is None else int(last.name.split("-")[1])
     for epoch in range(begin + 1, 4):
-        with Path(sys.argv[1], "log").open("a") as log:
+        with (folder / "log").open("a") as log:
             log.write(f"{epoch}\\n")
-        time.sleep(float(sys.argv[2]))
-        folder = checkpoints / f"epoch-{epoch}"
-        folder.mkdir()
-        (folder / "weights").write_text(str(epoch))
-        if sys.argv[3] == f"cut-{epoch}":
+        time.sleep(seconds)
+        checkpoint = checkpoints / f"epoch-{epoch}"
+        checkpoint.mkdir()
+        (checkpoint / "weights").write_text(str(epoch))
+        if how == f"cut-{epoch}":
             os.kill(os.getpid(), signal.SIGKILL)
-        seal(folder)
-        if sys.argv[3] == f"kill-{epoch}":
+        seal(checkpoint)
+        if how == f"kill-{epoch}":
             os.kill(os.getpid(), signal.SIGKILL)
     with torch.no_grad():
         model.weight.fill_(3.0)
     return {"seconds": 0.0}
 
-kept = cached_training("x", nn.Linear(1, 1, bias=False), {}, train, Path(sys.argv[1]))
-print("cached", kept.cached, kept.model.weight.item())
+kept = cached_training("x", nn.Linear(1, 1, bias=False), {}, train, folder)
+with said.open("a") as lines:
+    lines.write(f"cached {kept.cached} {kept.model.weight.item()}\\n")
 """
 
 
-def start(folder: Path, seconds: float = 0.0, how: str = "go") -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", START, str(folder), str(seconds), how],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def start(folder: Path, said: Path, seconds: float = 0.0, how: str = "go") -> Process:
+    """Start a process, a fork of one that has loaded PyTorch."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["drone.lab.cache"])
+    given = {"folder": folder, "said": said, "seconds": seconds, "how": how}
+    process = server.Process(target=exec, args=(START, given))
+    process.start()
+    return process
 
 
 def log(folder: Path) -> list[int]:
@@ -335,20 +338,20 @@ def log(folder: Path) -> list[int]:
 @pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
 def test_of_two_processes_one_trains_and_kills_cost_an_epoch(tmp_path: Path) -> None:
     """Killed after a whole checkpoint, then in the middle of one; then two at once."""
+    kept, said = tmp_path / "kept", tmp_path / "said"
+    kept.mkdir()
     for how in ("kill-1", "cut-2"):
-        killed = start(tmp_path, how=how)
-        killed.communicate()
-        assert killed.returncode == -signal.SIGKILL
-    assert log(tmp_path) == [1, 2]
-    both = [start(tmp_path, 1.0), start(tmp_path, 1.0)]
-    said = [process.communicate()[0].splitlines() for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sorted(lines[-1] for lines in said) == [
-        "cached False 3.0",
-        "cached True 3.0",
-    ]
-    assert log(tmp_path) == [1, 2, 2, 3]  # nobody did an epoch again but the cut one
-    names = {path.name for path in tmp_path.iterdir()} - {"log", ".locks"}
+        killed = start(kept, said, how=how)
+        killed.join()
+        assert killed.exitcode == -signal.SIGKILL
+    assert log(kept) == [1, 2]
+    both = [start(kept, said, 1.0), start(kept, said, 1.0)]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert said.read_text().split("\n") == ["cached False 3.0", "cached True 3.0", ""]
+    assert log(kept) == [1, 2, 2, 3]  # nobody did an epoch again but the cut one
+    names = {path.name for path in kept.iterdir()} - {"log", ".locks"}
     assert len(names) == 1  # the result: no checkpoints, no partial folders
 
 

@@ -42,14 +42,17 @@ def wait_for(path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_every_job_runs_once_and_a_second_sweep_runs_none(tmp_path: Path) -> None:
+def test_every_job_runs_once_and_a_second_sweep_runs_none(
+    tmp_path: Path, cluster: LocalCluster
+) -> None:
     jobs = [says(name, tmp_path) for name in "ab"]
     first = sweep(jobs, tmp_path / "sweep")
     assert [(o.job.name, o.found, o.error) for o in first] == [
         ("a", False, ""),
         ("b", False, ""),
     ]
-    again = sweep([*jobs, says("c", tmp_path)], tmp_path / "sweep")
+    more, at = [*jobs, says("c", tmp_path)], cluster.scheduler_address
+    again = sweep(more, tmp_path / "sweep", scheduler=at)
     assert [o.found for o in again] == [True, True, False]
     assert [runs(tmp_path, name) for name in "abc"] == [1, 1, 1]
 
