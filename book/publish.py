@@ -15,6 +15,7 @@ are set into the published page alone: see drone/lab/readings.py.
 
 import argparse
 import hashlib
+import itertools
 import re
 import tempfile
 from collections.abc import Iterable
@@ -175,14 +176,18 @@ def _lift_alt(cell: NotebookNode, output: NotebookNode) -> None:
 def with_prose(published: NotebookNode, written: NotebookNode) -> NotebookNode:
     """Give a published chapter the source's text, captions and tags; its results stay.
 
+    A default may change too, where the edition gave that parameter a value of its own.
+
     Raises:
         ValueError: some code differs: then the results may too, and only a run tells.
     """
     ran = [c for c in published.cells if c.cell_type == "code" and not _injected(c)]
     code = [c for c in written.cells if c.cell_type == "code"]
-    if [c.source for c in ran] != [c.source for c in code]:
-        raise ValueError("the code has changed since; run the edition again.")
-    for old, new in zip(ran, code, strict=True):
+    given = [c.source for c in published.cells if _injected(c)]
+    for old, new in itertools.zip_longest(ran, code):
+        if old is None or new is None or not _same_results(old, new, given):
+            raise ValueError("the code has changed since; run the edition again.")
+        old.source = new.source
         old.metadata.tags = new.metadata.get("tags", [])
         # Captions and the words on a fold are the source's, the alt text the run's.
         shown = dict(old.metadata.get("mystnb", {}))
@@ -197,6 +202,21 @@ def with_prose(published: NotebookNode, written: NotebookNode) -> NotebookNode:
             cells += injected
     published.cells = cells
     return published
+
+
+def _same_results(old: NotebookNode, new: NotebookNode, given: list[str]) -> bool:
+    """Whether two versions of a cell do the same in a run with the parameters given."""
+    if old.source == new.source:
+        return True
+    if not all("parameters" in c.metadata.get("tags", []) for c in (old, new)):
+        return False
+    before, after = parameters.parse(old.source), parameters.parse(new.source)
+    changed = {name for name, value in after.items() if before.get(name) != value}
+    return (
+        before.keys() == after.keys()
+        and all(changed <= parameters.parse(text).keys() for text in given)
+        and bool(given)
+    )
 
 
 def _injected(cell: NotebookNode) -> bool:

@@ -368,6 +368,32 @@ def test_prose_refuses_changed_code(publish: ModuleType) -> None:
         publish.with_prose(worded("old"), worded("new", source="2"))
 
 
+@pytest.mark.parametrize(
+    ("default", "given", "refused"),
+    [
+        ("a = 3", "a = 2", False),  # the run had a value of its own
+        ("a = 3", "b = 2", True),  # the run took the default
+        ("a = 3", None, True),
+        ("a = 1\nb = 2", "a = 2", True),  # another parameter
+        ("b = 1", "a = 2\nb = 2", True),
+    ],
+)
+def test_a_default_may_change_where_the_run_did_not_use_it(
+    publish: ModuleType, default: str, given: str | None, refused: bool
+) -> None:
+    published, written = worded("old"), worded("new")
+    written.cells[1].source = default
+    if given:
+        injected = new_code_cell(given, metadata={"tags": ["injected-parameters"]})
+        published.cells.insert(2, injected)
+    if refused:
+        with pytest.raises(ValueError, match="run the edition again"):
+            publish.with_prose(published, written)
+    else:
+        found = publish.with_prose(published, written)
+        assert [c.source for c in found.cells] == ["new", default, given, "1"]
+
+
 # --- what we see in the results ----------------------------------------------------
 
 

@@ -44,14 +44,24 @@ def declared(notebook: Path) -> dict[str, Declared]:
     ]
     if len(texts) != 1:
         raise ValueError(f"{notebook}: {len(texts)} parameters cells; one is needed.")
+    try:
+        return parse(texts[0])
+    except ValueError as error:
+        raise ValueError(f"{notebook}, parameters, {error}") from error
+
+
+def parse(text: str) -> dict[str, Declared]:
+    """Read names, types and values from the lines of a parameters cell.
+
+    Raises:
+        ValueError: a line is not `name: type = value` (or `name = value`).
+    """
     found = {}
-    for line in ast.parse(texts[0]).body:
+    for line in ast.parse(text).body:
         try:
             name, kind, value = _assignment(line)
         except ValueError as error:
-            raise ValueError(
-                f"{notebook}, parameters, line {line.lineno}: {error}"
-            ) from error
+            raise ValueError(f"line {line.lineno}: {error}") from error
         found[name] = Declared(kind, value)
     return found
 
