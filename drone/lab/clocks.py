@@ -26,6 +26,7 @@ from drone.lab.depth import only_layers
 from drone.lab.language import language_model
 from drone.lab.lstm_model import LSTMConfig
 from drone.lab.lstm_train import SIZES
+from drone.model.quantize import int8
 from drone.search import costs
 from drone.timing import compare_latency, processor
 
@@ -35,24 +36,35 @@ LSTM = "lstm-"  # with a size of chapter 6: that language model, drawn at random
 WORDS = 10_000  # in its vocabulary, as in Penn Treebank
 
 Plan = Mapping[str, Any]  # of `drone.lab.methods`: `ranks` or `layers`
+PLANNED = ("ranks", "layers", "format")  # of a plan, what its time depends on
 
 
-def shaped(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+def shaped(model: PreTrainedModel, plan: Plan) -> nn.Module:
     """Return a copy of the shape a plan describes; what is thin holds random numbers.
 
     Args:
         model: dense.
-        plan: with `ranks`, {module name: rank}, or `layers`, numbers of those kept.
+        plan: with `ranks`, {module name: rank}, or `layers`, numbers of those kept, or
+            `format`, `int8` or `float32`; with a format beside them, that comes last.
 
     Raises:
-        ValueError: a plan with neither; and what the modules raise.
+        ValueError: a plan with none, or another format; and what the modules raise.
     """
+    form = plan.get("format", "float32")
+    if form not in ("float32", "int8"):
+        raise ValueError(f"a format is float32 or int8, not {form!r}.")
     if "layers" in plan:
-        return only_layers(model, plan["layers"])
-    if "ranks" not in plan:
+        small: nn.Module = only_layers(model, plan["layers"])
+    elif "ranks" in plan or "format" in plan:
+        small = _thin(model, plan.get("ranks", {}))
+    else:
         raise ValueError(f"a plan has ranks or layers; this one {sorted(plan)}.")
+    return int8(small) if form == "int8" else small
+
+
+def _thin(model: PreTrainedModel, ranks: Mapping[str, int]) -> PreTrainedModel:
+    """Return a copy with random factors of these ranks."""
     small = copy.deepcopy(model)
-    ranks: Mapping[str, int] = plan["ranks"]
     # blocks first: a thin block takes over the values it holds
     linear = {n: isinstance(small.get_submodule(n), nn.Linear) for n in ranks}
     for name in sorted(ranks, key=linear.__getitem__):
@@ -182,7 +194,7 @@ def clock(
         "encoder": encoder,
         "source": source,
         "plans": {
-            name: {key: plan[key] for key in ("ranks", "layers") if key in plan}
+            name: {key: plan[key] for key in PLANNED if key in plan}
             for name, plan in plans.items()
         },
         "batch": batch,

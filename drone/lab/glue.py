@@ -201,6 +201,12 @@ class Bench:
         rows = self._corpus[0].select(self.split.calibration[:most])
         return [batch for _, batch in rows.batches(CALIBRATION_BATCH)]
 
+    @property
+    def dev_labels(self) -> np.ndarray:
+        """Of the development rows, (rows,)."""
+        labels: np.ndarray = self._corpus[1].labels.cpu().numpy()
+        return labels
+
     def scores(self, logits: Tensor, labels: Tensor) -> dict[str, float | None]:
         """All metrics of the task, in points; None where a correlation has no value."""
         said, right = logits.cpu().numpy(), labels.cpu().numpy()
@@ -287,7 +293,7 @@ class Bench:
             method: one of `drone.lab.methods.METHODS`.
             speedup: above 1.
         """
-        settings = self._on_dense() | {"method": method, "speedup": speedup}
+        settings = self.on_dense() | {"method": method, "speedup": speedup}
         settings["times"] = _digest(self.speeds.to_json())
         if method == "drone-algorithm2":
             settings["first_budget"] = self.budget
@@ -304,7 +310,7 @@ class Bench:
 
         return run_case(self.store, "ranks", settings, find)
 
-    def _on_dense(self) -> dict[str, Any]:
+    def on_dense(self) -> dict[str, Any]:
         """Settings of a case that starts from this dense model."""
         return self.settings | {"dense": self.dense().result["weights"][:16]}
 
@@ -333,10 +339,10 @@ class Bench:
         """
         arm = Arm.named(name)
         plan = self.ranks(method, speedup).result
-        settings = self._on_dense() | {
+        settings = self.on_dense() | {
             "method": method,
             "speedup": speedup,
-            "plan": _digest(json.dumps([plan.get("ranks"), plan.get("layers")])),
+            "plan": plan_digest(plan),
             "arm": asdict(arm),
             "rates": list(RATES) if rate is None else [rate],
             "first": list(START) if rate is None else [rate],
@@ -397,6 +403,11 @@ class Bench:
                 rate: float = case.result["rate"]
                 return rate
         raise ValueError(f"no finished case of {wanted}; run that seed first.")
+
+
+def plan_digest(plan: Mapping[str, Any]) -> str:
+    """Return a short name of what a plan makes: its ranks or layers."""
+    return _digest(json.dumps([plan.get("ranks"), plan.get("layers")]))
 
 
 def _digest(text: str) -> str:

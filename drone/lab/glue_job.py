@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 from drone.lab.cases import Case
+from drone.lab.clocks import DENSE
+from drone.lab.formats import FORMATS, score
 from drone.lab.glue import Arm, Bench, settings_of
 from drone.lab.methods import METHODS
 from drone.lab.metrics import METRICS
@@ -51,6 +53,7 @@ def run(
     methods: Sequence[str],
     arms: Sequence[str],
     rates_of: int | None = None,
+    forms: Sequence[str] = (),
 ) -> None:
     """Run all stages that are not finished, and say so in a line each.
 
@@ -60,6 +63,8 @@ def run(
         methods: of `drone.lab.methods.METHODS`, in this order.
         arms: names of retrainings, in this order, every method at one before the next.
         rates_of: take the rates that this seed chose; None: choose.
+        forms: of `drone.lab.formats.FORMATS`: the dense model and each that is not
+            retrained, scored in each.
     """
     _say(bench, "dense", bench.dense())
     for method in methods:
@@ -72,6 +77,9 @@ def run(
                 rate = bench.rate_of_seed(rates_of, method, speedup, name)
             case = bench.retrain(method, speedup, name, rate)
             _say(bench, f"{method} + {name}, rate {case.result['rate']}", case)
+    for form in forms:
+        for method, speed in [(DENSE, 1.0), *((m, speedup) for m in methods)]:
+            _say(bench, f"{method} in {form}", score(bench, method, speed, form))
 
 
 def _say(bench: Bench, what: str, case: Case) -> None:
@@ -107,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--methods", default=",".join(ORDER))
     parser.add_argument("--arms", default="none,paper,full")
+    parser.add_argument("--formats", default="", help="float32,int8: scored in each")
     parser.add_argument(
         "--rates-of", type=int, help="take the rates this seed chose; default: choose"
     )
@@ -119,9 +128,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     methods = [name for name in asked.methods.split(",") if name]
     arms = [name for name in asked.arms.split(",") if name]
+    forms = [name for name in asked.formats.split(",") if name]
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         parser.error(f"no method {unknown[0]!r}; there are {', '.join(METHODS)}.")
+    unknown = [name for name in forms if name not in FORMATS]
+    if unknown:
+        parser.error(f"no format {unknown[0]!r}; there are {', '.join(FORMATS)}.")
     for name in arms:
         try:
             Arm.named(name)
@@ -157,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device,
         asked.budget,
     )
-    run(bench, asked.speedup, methods, arms, asked.rates_of)
+    run(bench, asked.speedup, methods, arms, asked.rates_of, forms)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 
 from drone.lab import clocks
 from drone.lab.clocks import clock, shaped, speedup
+from drone.lab.formats import weight_bytes
 from drone.layers.attention import LowRankSelfAttention
 from drone.layers.linear import LowRankLinear
 from drone.model.adapters import encoder_layers
@@ -86,6 +87,17 @@ def test_a_shape_is_that_of_the_compressed_model() -> None:
     assert len(encoder_layers(shaped(model, {"layers": [0, 3]}))) == 2
     with pytest.raises(ValueError, match="ranks or layers"):
         shaped(model, {"speedup": 2.0})
+
+
+def test_a_shape_has_a_format() -> None:
+    model = make_model()
+    ranks = {"bert.encoder.layer.0.attention.self.value": 8}
+    for plan in ({}, {"ranks": ranks}, {"layers": [0]}):
+        plain = shaped(model, plan | {"format": "float32"})
+        eight = shaped(model, plan | {"format": "int8"})
+        assert weight_bytes(eight) < weight_bytes(plain)
+    with pytest.raises(ValueError, match="float32 or int8"):
+        shaped(model, {"format": "int4"})
 
 
 def test_a_clock_runs_in_fresh_processes_and_is_a_case(

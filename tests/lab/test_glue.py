@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from drone.lab import encoders, glue, glue_job, loop
-from drone.lab.cases import read_cases, unpack
+from drone.lab import encoders, formats, glue, glue_job, loop
+from drone.lab.cases import keep_case, read_cases, unpack
+from drone.lab.formats import FORMATS, score, served
 from drone.lab.glue import Arm, Bench, settings_of
 from drone.lab.ladder import best_of
+from drone.lab.tables import Estimate
 from drone.lab.training import Recipe
 from tests.lab.test_methods import make_speeds
 
@@ -213,6 +216,54 @@ def test_a_rate_may_be_taken_from_another_seed(store: Path) -> None:
         bench.rate_of_seed(7, "svd-fraction", 1.5, "paper")
 
 
+def test_a_model_is_scored_in_each_format(store: Path) -> None:
+    bench = make_bench(store)
+    glue_job.run(bench, 1.5, ["drone-latency"], (), forms=list(FORMATS))
+    dense, small = bench.dense(), bench.retrain("drone-latency", 1.5, "none")
+    plain = score(bench, "drone-latency", 1.5, "float32").result
+    assert plain["dev_logits"] == small.result["dev_logits"]
+    points = dense.result["dev"]["accuracy"] - small.result["dev"]["accuracy"]
+    assert plain["lost"][0] == pytest.approx(points)
+    assert plain["bytes"] == 4 * bench.ranks("drone-latency", 1.5).result["parameters"]
+    eight = score(bench, "drone-latency", 1.5, "int8").result
+    assert (
+        eight["bytes"] < plain["bytes"] and eight["dev_logits"] != plain["dev_logits"]
+    )
+    assert eight["plan"] == plain["plan"] | {"format": "int8"}
+    whole = score(bench, "dense", 1.0, "float32").result
+    assert whole["lost"] == [0, 0, 0] and whole["plan"] == {"format": "float32"}
+    with pytest.raises(ValueError, match="no format 'int4'"):
+        score(bench, "dense", 1.0, "int4")
+
+
+def test_what_is_served_is_the_score_and_every_clock_of_it(store: Path) -> None:
+    glue_job.run(make_bench(store), 1.5, ["drone-latency"], (), forms=list(FORMATS))
+    with pytest.raises(ValueError, match="no clock that timed them all"):
+        served(store, "minilm", "agreement")
+    cases = read_cases(store, "formats")
+    plans = {formats.name_of(case): case.result["plan"] for case in cases}
+    speeds = {name: [1.5 + i, 1.0, 9.0] for i, name in enumerate(plans)}
+    for threads, timed in ((1, plans), (2, {"other": {}} | plans), (4, {})):
+        settings = {"encoder": "minilm", "threads": threads, "plans": timed}
+        settings |= {"batch": 8, "length": 9, "rounds": 20, "processes": 5}
+        settings["processor"] = "any"
+        keep_case(store, "clocks", settings, {"speedups": speeds}, 1.0)
+    found = served(store, "minilm", "agreement")
+    assert [(each.method, each.form) for each in found] == [
+        ("dense", "float32"),
+        ("dense", "int8"),
+        ("drone-latency", "float32"),
+        ("drone-latency", "int8"),
+    ]
+    for each, case in zip(found, sorted(cases, key=formats.name_of), strict=True):
+        assert each.lost == Estimate(*case.result["lost"])
+        assert each.megabytes == case.result["bytes"] / 1e6
+        measured = Estimate(*speeds[formats.name_of(case)])
+        assert each.faster == {1: measured, 2: measured}
+    told = formats.record(store, "minilm", "agreement")
+    assert told["rows"] == 30 and told["models"] == [asdict(each) for each in found]
+
+
 def test_amounts_of_retraining_have_names() -> None:
     assert Arm.named("paper") == Arm(0.1, 1, False)
     assert Arm.named("1x10") == Arm(1.0, 10, True)
@@ -228,6 +279,7 @@ def test_the_command_refuses_what_it_does_not_know(
     for more, message in [
         (["--methods", "magic"], "no method 'magic'"),
         (["--arms", "much"], "no retraining 'much'"),
+        (["--formats", "int4"], "no format 'int4'"),
         (["--task", "qqp"], "no recipe"),
     ]:
         with pytest.raises(SystemExit):

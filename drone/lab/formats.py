@@ -1,0 +1,269 @@
+"""A fine-tuned model in several number formats: score, bytes and speed. Chapter 9.
+
+Scores and bytes are one case a model and format; the clock times all of them side by
+side, in fresh processes.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from drone.files import whole_file
+from drone.lab.cases import Case, read_cases, run_case, unpack
+from drone.lab.clocks import DENSE, clock
+from drone.lab.differences import paired
+from drone.lab.glue import Bench, plan_digest
+from drone.lab.metrics import METRICS
+from drone.lab.tables import Estimate
+from drone.model.quantize import int8
+
+
+def _eight(model: PreTrainedModel) -> PreTrainedModel:
+    small = int8(model)
+    assert isinstance(small, PreTrainedModel)  # a copy of one
+    return small
+
+
+FORMATS: dict[str, Callable[[PreTrainedModel], PreTrainedModel]] = {
+    "float32": lambda model: model,
+    "int8": _eight,
+}
+DRAWS = 1000  # of the bootstrap
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Count the bytes of all weights, 8-bit ones with their scales.
+
+    Args:
+        model: its dynamically quantized layers keep one scale and one zero a row.
+
+    >>> weight_bytes(nn.Linear(3, 2))  # 6 weights and 2 biases of 4 bytes
+    32
+    >>> weight_bytes(int8(nn.Sequential(nn.Linear(3, 2)).eval()))  # 6 + 2 · 16 + 2 · 4
+    46
+    """
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    for module in model.modules():
+        if isinstance(module, torch.ao.nn.quantized.dynamic.Linear):
+            weight, bias = module.weight(), module.bias()
+            total += weight.int_repr().nbytes + weight.q_per_channel_scales().nbytes
+            total += weight.q_per_channel_zero_points().nbytes
+            total += 0 if bias is None else bias.nbytes
+    return total
+
+
+def score(bench: Bench, method: str, speedup: float, form: str) -> Case:
+    """Score a model that is not retrained in one format, or read the case.
+
+    Args:
+        bench: of the dense model, on a CPU.
+        method: of `drone.lab.methods.METHODS`, or `dense`.
+        speedup: the predicted one; 1 for the dense model.
+        form: of `FORMATS`.
+
+    Returns:
+        The case: `dev` scores, `dev_logits`, `lost` against the dense float32 model,
+        [points, low, high], `bytes` of the weights, `plan`, for the clock.
+
+    Raises:
+        ValueError: no such format; or what `drone.quantize.int8` raises.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"no format {form!r}; there are {', '.join(FORMATS)}.")
+    dense = method == DENSE
+    plan = {} if dense else bench.ranks(method, speedup).result
+    settings = bench.on_dense() | {"method": method, "speedup": speedup}
+    settings |= {"plan": plan_digest(plan), "format": form, "draws": DRAWS}
+
+    def measure(_: Mapping[str, Any]) -> dict[str, Any]:
+        model = bench.model if dense else bench.compressed(method, speedup)
+        made = FORMATS[form](model)
+        found = bench.report(made)
+        small, whole = (
+            unpack(result["dev_logits"])[None].astype(np.float32)
+            for result in (found, bench.dense().result)
+        )
+        lost = paired(bench.task, bench.dev_labels, small, whole, DRAWS)
+        shape = {key: plan[key] for key in ("ranks", "layers") if key in plan}
+        return found | {
+            "lost": [lost.value, lost.low, lost.high],
+            "bytes": weight_bytes(made),
+            "plan": shape | {"format": form},
+        }
+
+    return run_case(bench.store, "formats", settings, measure)
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model in one format, as a user meets it.
+
+    Attributes:
+        method: of `drone.lab.methods.METHODS`, or `dense`.
+        speedup: predicted, in float32.
+        form: of `FORMATS`.
+        lost: points, against dense float32, with 95 % over rows.
+        megabytes: of its weights, 10⁶ bytes.
+        faster: {threads: measured speed-up over dense float32}.
+    """
+
+    method: str
+    speedup: float
+    form: str
+    lost: Estimate
+    megabytes: float
+    faster: dict[int, Estimate]
+
+
+def name_of(case: Case) -> str:
+    """What the clock calls a case's shape."""
+    return "{method} {speedup} {format}".format(**case.settings)
+
+
+def _scored(store: Path, encoder: str, task: str) -> dict[str, Case]:
+    """All scored models of an encoder on a task, by the clock's names."""
+    return {
+        name_of(case): case
+        for case in read_cases(store, "formats")
+        if (case.settings["encoder"], case.settings["task"]) == (encoder, task)
+    }
+
+
+def _timed(store: Path, encoder: str, cases: Mapping[str, Case]) -> list[Case]:
+    """All clocks that timed these models together."""
+    plans = {name: case.result["plan"] for name, case in cases.items()}
+    return [
+        clock
+        for clock in read_cases(store, "clocks")
+        if clock.settings["encoder"] == encoder
+        and plans.items() <= clock.settings["plans"].items()
+    ]
+
+
+def served(store: Path, encoder: str, task: str) -> list[Served]:
+    """Read what is finished: scores, and the clocks that timed all of them together.
+
+    Args:
+        store: folder of cases.
+        encoder: of `drone.lab.encoders.ENCODERS`.
+        task: of `drone.lab.data.TASKS`.
+
+    Returns:
+        The dense model first, then by method and speed, each in every format.
+
+    Raises:
+        ValueError: a case is damaged, or no clock timed these models.
+    """
+    cases = _scored(store, encoder, task)
+    timed = _timed(store, encoder, cases)
+    if not cases or not timed:
+        raise ValueError(
+            f"{store}: {len(cases)} models of {encoder} on {task}, and no clock that "
+            "timed them all; `python -m drone.lab.formats --help` says how."
+        )
+    order = sorted(
+        cases,
+        key=lambda n: (
+            cases[n].settings["method"] != DENSE,
+            cases[n].settings["method"],
+            cases[n].settings["speedup"],
+            list(FORMATS).index(cases[n].settings["format"]),
+        ),
+    )
+    return [
+        Served(
+            cases[name].settings["method"],
+            cases[name].settings["speedup"],
+            cases[name].settings["format"],
+            Estimate(*cases[name].result["lost"]),
+            cases[name].result["bytes"] / 1e6,
+            {
+                each.settings["threads"]: Estimate(*each.result["speedups"][name])
+                for each in timed
+            },
+        )
+        for name in order
+    ]
+
+
+def record(store: Path, encoder: str, task: str) -> dict[str, Any]:
+    """Collect what a page needs, as JSON.
+
+    Args:
+        store: folder of cases.
+        encoder: of `drone.lab.encoders.ENCODERS`.
+        task: of `drone.lab.data.TASKS`.
+
+    Returns:
+        `encoder`, `task`, `metric`, `score` of the dense model in points, `rows` it
+        was taken over, `clock`: the settings of the clocks, and `models`, each a
+        `Served` as a dict.
+
+    Raises:
+        ValueError: as `served`.
+    """
+    models = served(store, encoder, task)
+    cases = _scored(store, encoder, task)
+    dense = cases[f"{DENSE} 1.0 float32"].result
+    metric = next(iter(METRICS[task]))
+    clocks = _timed(store, encoder, cases)
+    alike = ("batch", "length", "rounds", "processes", "processor")
+    return {
+        "encoder": encoder,
+        "task": task,
+        "metric": metric,
+        "score": dense["dev"][metric],
+        "rows": len(unpack(dense["dev_logits"])),
+        "clock": {name: clocks[0].settings[name] for name in alike},
+        "models": [asdict(each) for each in models],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time all scored models of an encoder and task, and write what chapter 9 reads."""
+    parser = argparse.ArgumentParser(
+        prog="python -m drone.lab.formats", description=main.__doc__
+    )
+    parser.add_argument("--store", type=Path, required=True, help="folder of cases")
+    parser.add_argument("--encoder", required=True)
+    parser.add_argument("--source", default="embedded", help="of the encoder")
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, required=True, help="tokens of each row")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--out", type=Path, required=True, help="JSON that is written")
+    asked = parser.parse_args(arguments)
+    cases = _scored(asked.store, asked.encoder, asked.task)
+    if not cases:
+        parser.error(f"no models of {asked.encoder} on {asked.task} in {asked.store}.")
+    for threads in asked.threads:
+        case = clock(
+            asked.store,
+            asked.encoder,
+            asked.source,
+            {name: case.result["plan"] for name, case in cases.items()},
+            batch=asked.batch,
+            length=asked.length,
+            threads=threads,
+            rounds=asked.rounds,
+        )
+        for name, (ratio, low, high) in case.result["speedups"].items():
+            print(
+                f"{threads} {name:28} {ratio:.2f}x ({low:.2f}-{high:.2f})", flush=True
+            )
+    text = json.dumps(record(asked.store, asked.encoder, asked.task), indent=1)
+    with whole_file(asked.out) as temporary:
+        temporary.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
