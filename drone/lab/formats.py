@@ -23,10 +23,10 @@ from drone.lab.differences import paired
 from drone.lab.glue import Bench, plan_digest
 from drone.lab.metrics import METRICS
 from drone.lab.tables import Estimate
-from drone.model.quantize import int8
+from drone.model.quantize import as_linears, int8
 
 
-def _eight(model: PreTrainedModel) -> PreTrainedModel:
+def _eight(model: nn.Module) -> PreTrainedModel:
     small = int8(model)
     assert isinstance(small, PreTrainedModel)  # a copy of one
     return small
@@ -71,7 +71,8 @@ def score(bench: Bench, method: str, speedup: float, form: str) -> Case:
 
     Returns:
         The case: `dev` scores, `dev_logits`, `lost` against the dense float32 model,
-        [points, low, high], `bytes` of the weights, `plan`, for the clock.
+        [points, low, high], `bytes` of the weights, `plan`, for the clock; of thin
+        layers in int8 also `uneven`, points lost without `unit_rows`.
 
     Raises:
         ValueError: no such format; or what `drone.quantize.int8` raises.
@@ -92,9 +93,15 @@ def score(bench: Bench, method: str, speedup: float, form: str) -> Case:
             for result in (found, bench.dense().result)
         )
         lost = paired(bench.task, bench.dev_labels, small, whole, DRAWS)
+        uneven = None
+        if form == "int8" and "ranks" in plan:
+            metric = next(iter(METRICS[bench.task]))
+            plain = bench.report(_eight(as_linears(model)))  # factors as they came
+            uneven = bench.dense().result["dev"][metric] - plain["dev"][metric]
         shape = {key: plan[key] for key in ("ranks", "layers") if key in plan}
         return found | {
             "lost": [lost.value, lost.low, lost.high],
+            "uneven": uneven,
             "bytes": weight_bytes(made),
             "plan": shape | {"format": form},
         }
@@ -111,6 +118,8 @@ class Served:
         speedup: predicted, in float32.
         form: of `FORMATS`.
         lost: points, against dense float32, with 95 % over rows.
+        uneven: points lost by thin layers in int8 whose factors are left as they came;
+            None: of any other model.
         megabytes: of its weights, 10⁶ bytes.
         faster: {threads: measured speed-up over dense float32}.
     """
@@ -119,6 +128,7 @@ class Served:
     speedup: float
     form: str
     lost: Estimate
+    uneven: float | None
     megabytes: float
     faster: dict[int, Estimate]
 
@@ -184,6 +194,7 @@ def served(store: Path, encoder: str, task: str) -> list[Served]:
             cases[name].settings["speedup"],
             cases[name].settings["format"],
             Estimate(*cases[name].result["lost"]),
+            cases[name].result["uneven"],
             cases[name].result["bytes"] / 1e6,
             {
                 each.settings["threads"]: Estimate(*each.result["speedups"][name])
@@ -225,6 +236,22 @@ def record(store: Path, encoder: str, task: str) -> dict[str, Any]:
         "clock": {name: clocks[0].settings[name] for name in alike},
         "models": [asdict(each) for each in models],
     }
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Served]]:
+    """Read what `record` collected: all but the models, and the models."""
+    told = json.loads(path.read_text(encoding="utf-8"))
+    models = [
+        Served(
+            **each
+            | {
+                "lost": Estimate(**each["lost"]),
+                "faster": {int(n): Estimate(**x) for n, x in each["faster"].items()},
+            }
+        )
+        for each in told.pop("models")
+    ]
+    return told, models
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

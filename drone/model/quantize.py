@@ -35,12 +35,31 @@ def _two(module: LowRankLinear) -> nn.Sequential:
     return nn.Sequential(first, second).train(module.training)
 
 
+def unit_rows(model: nn.Module) -> nn.Module:
+    """Return a copy whose thin layers share out their product another way.
+
+    L R = (L S⁻¹)(S R) for any diagonal S. Here every row of S R has length 1, so that
+    the k numbers between the factors are of like size: rounded with one scale for all
+    of them, the small ones survive. Rows of zeros stay. The outputs are the same.
+    Chapter 9.
+    """
+    even = copy.deepcopy(model)
+    for module in even.modules():
+        if isinstance(module, LowRankLinear):
+            length = module.right.detach().norm(dim=1)  # (k,)
+            length = torch.where(length > 0, length, torch.ones_like(length))
+            with torch.no_grad():
+                module.right.div_(length[:, None])
+                module.left.mul_(length)
+    return even
+
+
 def int8(model: nn.Module) -> nn.Module:
     """Return a copy whose linear layers keep 8-bit weights: dynamic quantization.
 
     Each row of a weight matrix is kept as 8-bit integers with a scale of its own;
-    inputs are rounded to 8 bits as they arrive. Everything else stays as it is.
-    Chapters 8 and 9.
+    inputs are rounded to 8 bits as they arrive, those between two factors after
+    `unit_rows`. Everything else stays as it is. Chapters 8 and 9.
 
     Args:
         model: dense or compressed, float32, in eval mode, on a CPU.
@@ -65,7 +84,7 @@ def int8(model: nn.Module) -> nn.Module:
         for words in ("torch.ao.quantization is", "torch.quantize_per"):
             warnings.filterwarnings("ignore", words)
         eight: nn.Module = torch.ao.quantization.quantize_dynamic(
-            as_linears(model),
+            as_linears(unit_rows(model)),
             # One scale for a whole matrix would let its largest row coarsen the rest.
             {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig},
         )

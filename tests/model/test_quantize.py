@@ -52,6 +52,31 @@ def test_int8_moves_the_outputs_by_a_few_percent_and_not_at_all_nowhere():
     assert 0 < moved < 0.05
 
 
+@pytest.mark.parametrize("low", [1e-6, 1e-3, 1.0])
+def test_how_the_product_is_shared_out_does_not_count(low):
+    thin, x = make_model()[2], torch.randn(64, 16)
+    eight = drone.quantize.int8(thin)(x)
+    sizes = torch.logspace(torch.tensor(low).log10(), -torch.tensor(low).log10(), 4)
+    other = drone.LowRankLinear(
+        thin.left.detach() / sizes, thin.right.detach() * sizes[:, None], thin.bias
+    )
+    found = drone.quantize.int8(other.eval())(x)
+    exact = thin(x)
+    # a few numbers lie on the border of two steps, and a step is a 127th of the largest
+    assert (found - eight).abs().max() < 2 / 127 * eight.abs().max()
+    assert (found - exact).norm() < 0.03 * exact.norm()
+
+
+def test_a_row_of_zeros_stays():
+    thin = make_model()[2]
+    with torch.no_grad():
+        thin.right[1] = 0
+    even = drone.model.quantize.unit_rows(thin)
+    torch.testing.assert_close(even(torch.eye(16)), thin(torch.eye(16)))
+    lengths = even.right.norm(dim=1)
+    torch.testing.assert_close(lengths, torch.tensor([1.0, 0.0, 1.0, 1.0]))
+
+
 def test_the_weights_take_a_quarter_of_the_bytes(tmp_path):
     model = nn.Sequential(nn.Linear(512, 512, bias=False)).eval()
     eight = drone.quantize.int8(model)
