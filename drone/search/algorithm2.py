@@ -145,6 +145,8 @@ def search_ranks(
         costs = _costs(model, batches, names, grid, times, book)
         if goal.keep is None:
             costs = costs.faster()
+        if goal.loss_increase is None:  # said now, not after minutes of trials
+            goal.check(costs, costs.smallest(by_seconds=goal.speedup is not None))
         if method == "drone":
             known: Found = {}
 
@@ -155,8 +157,6 @@ def search_ranks(
             if goal.loss_increase is not None:
                 found = run(goal.loss_increase)
             else:
-                ranks = {n: m.ranks[0] for n, m in costs.modules.items() if m.ranks}
-                goal.check(costs, ranks)
                 found = smallest_budget(run, lambda r: goal.reached(costs, r))
         else:
             walk = Walk(copy.deepcopy(model), batches, costs.modules, lists, loss)

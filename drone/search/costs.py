@@ -110,6 +110,15 @@ class Costs:
         """Leave out the ranks that were measured no faster than the dense module."""
         return Costs(self.whole, {n: c.faster() for n, c in self.modules.items()})
 
+    def smallest(self, by_seconds: bool) -> dict[str, int]:
+        """Return the rank of each module that takes least: seconds, or weights."""
+        found = {}
+        for name, module in self.modules.items():
+            cost = module.seconds if by_seconds else module.weights
+            if module.ranks:
+                found[name] = min(zip(cost, module.ranks, strict=False))[1]
+        return found
+
     def to_json(self) -> str:
         """Write all numbers as text; `from_json` reads them back, equal."""
         return json.dumps(asdict(self))

@@ -386,3 +386,12 @@ def test_ranks_that_are_no_faster_are_left_out_with_their_costs() -> None:
     assert fast.weights({"b": 2}) == MADE.weights({"b": 2})
     slow = replace(MADE.modules["a"], seconds=(4.0, 3.5, 3.0)).faster()
     assert slow == ModuleCosts("wide", (), (100,), (3.0,), MADE.modules["a"].ranks)
+
+
+def test_the_smallest_ranks_are_those_that_cost_least() -> None:
+    # measured times need not grow with the rank
+    one = ModuleCosts("a", (2, 4, 6), (20, 40, 60, 80), (3.0, 1.0, 2.0, 4.0))
+    none = ModuleCosts("b", (), (5,), (1.0,))
+    costs = Costs(9.0, {"one": one, "none": none})
+    assert costs.smallest(by_seconds=True) == {"one": 4}
+    assert costs.smallest(by_seconds=False) == {"one": 2}

@@ -1277,3 +1277,21 @@ def test_the_last_place_that_is_fast_enough_is_taken_where_times_do_not_grow(
         method="uniform",
     )
     assert plan.ranks == {name: 4}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("goal", [{"speedup": 1e6}, {"keep": 1e-6}])
+def test_what_is_out_of_reach_is_refused_before_any_loss_is_looked_at(
+    tiny_bert: PreTrainedModel,
+    padded_batch: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    goal: dict[str, float],
+) -> None:
+    batch = {
+        **padded_batch,
+        "labels": torch.zeros(len(padded_batch["input_ids"])).long(),
+    }
+    monkeypatch.setattr(Walk, "__init__", None)  # whoever walks fails
+    with pytest.raises(ValueError, match="with the smallest ranks"):
+        search_ranks(tiny_bert, [batch], method=method, **goal)
