@@ -18,6 +18,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from drone.cli.app import app
+from drone.model.adapters import encoder_layers
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,6 +82,10 @@ def test_the_example_for_ones_own_model_and_rows(
     assert names["low"] <= names["points"] <= names["high"]
     assert names["accepted"] == (there / "accepted" / "config.json").is_file()
     assert f"{names['points']:+.1f} points" in capsys.readouterr().out
+    exec(block("python", "keep_layers", PAGE), names)
+    assert len(encoder_layers(names["half"])) == 1  # of two
+    said = capsys.readouterr().out
+    assert all(re.search(rf"^{name} \d", said, re.M) for name in names["models"])
 
 
 def test_the_commands(there: Path) -> None:

@@ -63,6 +63,8 @@ def values() -> dict[str, float]:
     for name in ("eight", "first", "layers"):
         span = readings.shown(page, "beside-the-judged", NAMES[name])[-2:]
         found[f"{name}_gap_low"], found[f"{name}_gap_high"] = span
+    found["eight_less_low"] = -found["eight_gap_high"]
+    found["eight_less_high"] = -found["eight_gap_low"]
     for name in ("judged", "eight"):
         found[f"{name}_more"] = found[f"{name}_lost"] - found["alone_lost"]
     found["thin_eight_more"] = found["thin_eight_lost"] - found["judged_lost"]
@@ -116,6 +118,6 @@ def _loses_more(table: pd.DataFrame, task: str, method: str, than: str) -> np.nd
         raise ValueError(f"{task}: {differ} rows differ, and the scores by {more}.")
     worse, better = (differ + more) // 2, (differ - more) // 2
     shares = [worse / rows, better / rows, 1 - differ / rows]
-    drawn = np.random.default_rng(0).multinomial(rows, shares, DRAWS)
+    drawn = np.random.default_rng(ALL.index(task)).multinomial(rows, shares, DRAWS)
     lost: np.ndarray = 100 * (drawn[:, 0] - drawn[:, 1]) / rows
     return lost

@@ -9,7 +9,7 @@ def main() -> None:
         import typer  # noqa: F401  # the one package that only the command needs
     except ModuleNotFoundError:
         print(
-            "The command needs typer, which `pip install drone[cli]` brings; "
+            "The command needs typer, which the extra `cli` brings; "
             "`import drone` works without.",
             file=sys.stderr,
         )

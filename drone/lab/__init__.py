@@ -40,7 +40,7 @@ def __getattr__(name: str) -> ModuleType:
             return importlib.import_module(f"drone.lab.{name}")
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"drone.lab.{name} needs {error.name}: pip install drone[lab]",
+                f"drone.lab.{name} needs {error.name}: the extra `lab` brings it",
                 name=error.name,
             ) from error
     raise AttributeError(f"module 'drone.lab' has no attribute {name!r}")

@@ -28,7 +28,7 @@ class UnreadLSTMConfig(PreTrainedConfig):
             module = importlib.import_module(LSTM_MODULE)
         except ImportError as error:
             raise ImportError(
-                f"a {LSTM} needs {error.name}; pip install drone[lab]."
+                f"a {LSTM} needs {error.name}; the extra `lab` brings it."
             ) from error
         return module.LSTMConfig.from_dict(config_dict, **kwargs)
 
