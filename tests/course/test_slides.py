@@ -29,7 +29,7 @@ OUTSIDE = """() => {
     .filter((e) => {
       const r = e.getBoundingClientRect();
       return r.bottom > box.bottom + 1 || r.right > box.right + 1 ||
-        e.scrollWidth > e.clientWidth + 1;  // code that is cut
+        (e.matches('.highlight') && e.scrollWidth > e.clientWidth + 1);  // code cut
     })
     .map((e) => `${e.tagName} ${e.textContent.slice(0, 60)}: bottom and right at ` +
       `${Math.round(e.getBoundingClientRect().bottom)}, ` +
