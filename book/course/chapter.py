@@ -7,11 +7,14 @@ from pathlib import Path
 
 import nbformat
 
+from book.course import panels
+
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "book" / "chapters"
 PICTURES = ("image/svg+xml", "image/png")
 HEADING = re.compile(r"^#{1,2} +(.+)$", re.M)
 EQUATION = r"\$\$\s*(?P<body>(?:(?!\$\$).)*?)\s*\$\$ *\({label}\)"
+NUMBERED = re.compile(r"\$\$ *\(([\w-]+)\)$", re.M)
 BLOCK = (
     r"^```\{{(?!exercise-start)[\w:-]+\}} *(?P<title>[^\n]*)\n:label: {label}\n"
     r"(?P<body>.*?)^```"
@@ -59,8 +62,26 @@ class Chapter:
         raise LookupError(f"{self.path.name} has no cell or label {anchor!r}.")
 
     def equation(self, label: str) -> str:
-        """The TeX of a numbered equation."""
-        return self._labelled(EQUATION, label)["body"]
+        """The TeX of a numbered equation, with its number."""
+        body = self._labelled(EQUATION, label)["body"]
+        return self.numbered(f"{body}\n$$ ({label})").removesuffix("\n$$")
+
+    def numbered(self, text: str) -> str:
+        """Text whose equations, and what points at one, have the page's numbers."""
+        labels = [
+            label
+            for cell in self.cells
+            if cell.cell_type == "markdown"
+            for label in NUMBERED.findall(cell.source)
+        ]
+
+        def number(label: str) -> str:
+            if label not in labels:
+                raise LookupError(f"{self.path.name} has no equation {label!r}.")
+            return f"{int(self.path.name[:2])}.{labels.index(label) + 1}"
+
+        text = NUMBERED.sub(lambda found: rf"\tag{{{number(found[1])}}}" "\n$$", text)
+        return re.sub(r"\{eq\}`([\w-]+)`", lambda found: f"({number(found[1])})", text)
 
     def block(self, label: str) -> tuple[str, str]:
         """Title and text of a theorem, an algorithm or an exercise."""
@@ -68,7 +89,7 @@ class Chapter:
             found = self._labelled(BLOCK, label)
         except LookupError:
             found = self._labelled(GATED, label)
-        return found["title"].strip(), found["body"].strip()
+        return found["title"].strip(), self.numbered(found["body"].strip())
 
     def paragraph(self, start: str) -> str:
         """The paragraph, or list item, of the prose that starts with these words."""
@@ -76,7 +97,7 @@ class Chapter:
             if cell.cell_type == "markdown":
                 for part in re.split(r"\n\s*\n|\n(?=- )", cell.source):
                     if part.strip().startswith(start):
-                        return str(part.strip())
+                        return self.numbered(part.strip())
         raise LookupError(f"{self.path.name}: no paragraph starts with {start!r}.")
 
     def bullets(self, heading: str) -> str:
@@ -85,19 +106,24 @@ class Chapter:
             _, found, rest = cell.source.partition(heading + "\n")
             items = re.findall(r"^- .*(?:\n  .*)*", rest, re.M)
             if cell.cell_type == "markdown" and found and items:
-                return "\n".join(items)
+                return self.numbered("\n".join(items))
         raise LookupError(f"{self.path.name}: no list below {heading!r}.")
 
-    def figure(self, cell_id: str) -> tuple[str, str]:
-        """The picture, as the address of its data, and the alt text of a figure."""
+    def figure(self, cell_id: str) -> tuple[list[str], str]:
+        """The picture, as addresses of its data, and the alt text of a figure.
+
+        One far taller than wide comes in two halves, which stand side by side.
+        """
         for output in self.cell(cell_id).get("outputs", []):
             for kind in PICTURES:
                 alt = output.get("metadata", {}).get(kind, {}).get("alt")
+                if alt and kind == "image/svg+xml":  # text here, and PNG is base64
+                    halves = (
+                        half.encode() for half in panels.halves(output.data[kind])
+                    )
+                    return [_address(kind, b64encode(h).decode()) for h in halves], alt
                 if alt:
-                    data = output.data[kind]
-                    if kind == "image/svg+xml":  # text in a notebook, PNG is base64
-                        data = b64encode(data.encode()).decode()
-                    return f"data:{kind};base64,{data}".replace("\n", ""), alt
+                    return [_address(kind, output.data[kind])], alt
         raise LookupError(f"{self.path.name}: cell {cell_id!r} shows no figure.")
 
     def output(self, cell_id: str) -> tuple[str, str]:
@@ -129,7 +155,7 @@ class Chapter:
         body = self.cell(f"reading-{label}").source.partition("\n\n")[2]
         body = re.sub(r"^```\{.*?^```$", "", body, flags=re.M | re.S)
         body = re.sub(r"\{bdg-[\w-]+\}`([^`]*)`\s*", r"*\1*\n\n", body)  # the verdict
-        return str(body.removesuffix("````").strip())
+        return self.numbered(body.removesuffix("````").strip())
 
     def _labelled(self, pattern: str, label: str) -> re.Match[str]:
         wanted = re.compile(pattern.format(label=re.escape(label)), re.M | re.S)
@@ -138,6 +164,10 @@ class Chapter:
             if found:
                 return found
         raise LookupError(f"{self.path.name} has nothing labelled {label!r}.")
+
+
+def _address(kind: str, data: str) -> str:
+    return f"data:{kind};base64,{data}".replace("\n", "")
 
 
 def _place(text: str, label: str) -> int | None:

@@ -18,6 +18,7 @@ PARSER = MarkdownIt("commonmark").enable("table")
 PARSER.use(dollarmath_plugin, renderer=_math).use(amsmath_plugin)
 MACROS = {r"\R": r"\mathbb{R}"}  # as in _config.yml
 LABEL = re.compile(r"^\$\$ *\([\w-]+\)$", re.M)  # of a numbered equation
+CITATION = re.compile(r"\s*\{cite[\w:]*\}`[^`]*`")
 ROLE = re.compile(r"\{[\w:-]+\}`([^`]*)`")
 TITLED = re.compile(r"(.*?)\s*<[^<>]*>", re.S)
 
@@ -48,8 +49,6 @@ def plain_roles(text: str) -> str:
         role, content = match[0].split("`")[0], match[1]
         if role == "{math}":
             return f"${content}$"
-        if role.startswith("{cite"):
-            return ""
         titled = TITLED.fullmatch(content)
         if titled:
             return titled[1]
@@ -59,4 +58,4 @@ def plain_roles(text: str) -> str:
             return "the figure"
         return content.rsplit("/", 1)[-1]
 
-    return ROLE.sub(words, LABEL.sub("$$", text))
+    return ROLE.sub(words, CITATION.sub("", LABEL.sub("$$", text)))

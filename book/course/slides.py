@@ -5,6 +5,7 @@ and what the speaker says. A label or a cell that the chapter no longer has is a
 """
 
 import html
+import re
 import shutil
 from collections.abc import Callable
 from importlib.metadata import distribution
@@ -23,6 +24,7 @@ from book.course.chapter import Chapter, published
 FOLDER = Path(__file__).parent / "slides"
 TEMPLATE = FOLDER / "deck.html"
 MOST_LINES, WIDEST = 16, 76  # more cannot be read from the last row
+SHORT = 420  # characters; fewer are set larger
 STYLE = "a11y-high-contrast-light"
 # The wheel of sphinx-revealjs carries reveal.js, so that no deck needs a network.
 CARRIER = "sphinx-revealjs"
@@ -53,6 +55,7 @@ def deck(number: str, folder: Path = FOLDER, chapter: Chapter | None = None) -> 
             {
                 "title": markup.inline_html(slide["title"]),
                 "parts": parts,
+                "size": _size(parts),
                 "notes": markup.to_html(slide["notes"]),
             }
         )
@@ -73,6 +76,12 @@ def write(target: Path) -> None:
     for number in chapters():
         page = deck(number)
         (target / f"slides-{number}.html").write_text(page, encoding="utf-8")
+
+
+def _size(parts: list[str]) -> str:
+    """A class of the slide: what is short is shown large, lest the page look empty."""
+    words = "".join(re.sub(r"<[^>]*>", "", part) for part in parts)
+    return "large" if len(words) < SHORT and "<img" not in "".join(parts) else ""
 
 
 def _carried(name: str) -> Path:
@@ -118,8 +127,12 @@ def _block(chapter: Chapter, part: Part) -> str:
 
 
 def _figure(chapter: Chapter, part: Part) -> str:
-    picture, alt = chapter.figure(part["figure"])
-    return f'<img class="r-stretch" src="{picture}" alt="{html.escape(alt)}">'
+    pictures, alt = chapter.figure(part["figure"])
+    first = f'src="{pictures[0]}" alt="{html.escape(alt)}"'
+    if len(pictures) == 1:
+        return f'<img class="r-stretch" {first}>'
+    second = f'src="{pictures[1]}" alt="The lower panels of the same figure."'
+    return f'<div class="halves"><img {first}><img {second}></div>'
 
 
 def _code(chapter: Chapter, part: Part) -> str:

@@ -9,6 +9,7 @@ import jupytext
 import nbformat
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("otter", reason="otter-grader is in the extra `course`")
 
@@ -153,6 +154,26 @@ def test_a_solution_passes_every_test_and_the_untouched_notebook_none(student):
     untouched = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     passed = outcomes(untouched, name)
     assert [test for test, error in passed.items() if error is None] == []
+
+
+MISTAKES = yaml.safe_load(HERE.joinpath("mistakes.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("default_dtype")
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        pytest.param(name, wrong, id=f"{name}: {wrong['mistake']}")
+        for name, all_wrong in MISTAKES.items()
+        for wrong in all_wrong
+    ],
+)
+def test_a_wrong_answer_fails_its_tests_alone_and_hears_why(name, wrong):
+    found = outcomes([*solution(name), wrong["code"]], name)
+    complaints = {test: str(error) for test, error in found.items() if error}
+    assert complaints.keys() == wrong["fails"].keys(), complaints
+    for test, words in wrong["fails"].items():
+        assert words in complaints[test], complaints[test]
 
 
 @pytest.fixture(scope="module")

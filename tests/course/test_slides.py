@@ -2,16 +2,19 @@
 
 import functools
 import http.server
+import io
 import os
 import re
 import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
-from book.course import chapter, slides
+from book.course import chapter, markup, panels, slides
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 REQUIRED = os.environ.get("DRONE_REQUIRE_BROWSER") == "1"
@@ -25,7 +28,8 @@ OUTSIDE = """() => {
   return [...Reveal.getCurrentSlide().querySelectorAll(':scope > :not(aside)')]
     .filter((e) => {
       const r = e.getBoundingClientRect();
-      return r.bottom > box.bottom + 1 || r.right > box.right + 1;
+      return r.bottom > box.bottom + 1 || r.right > box.right + 1 ||
+        (e.matches('.highlight') && e.scrollWidth > e.clientWidth + 1);  // code cut
     })
     .map((e) => `${e.tagName} ${e.textContent.slice(0, 60)}: bottom and right at ` +
       `${Math.round(e.getBoundingClientRect().bottom)}, ` +
@@ -54,6 +58,8 @@ def test_a_deck_is_made_from_the_chapter(number):
         assert len(slide["notes"].split()) >= 8, slide["title"]
     for image in re.findall(r"<img [^>]*>", page):
         assert len(re.search(r'alt="([^"]*)"', image)[1]) >= 30
+    words = re.sub(r"<[^>]*>", "", page)
+    assert not re.search(r"\b(eq|thm|alg|ex|fig|sec)-[a-z]", words)  # a label
 
 
 @pytest.mark.parametrize(
@@ -96,6 +102,51 @@ def test_what_was_seen_comes_without_its_figure(tmp_path):
     words = chapter.published("02").reading("answer").split()
     assert words[-1].strip("*.,") in page
     assert "```" not in page and ":class:" not in page and "admonition" not in page
+
+
+def test_a_citation_leaves_no_gap():
+    assert markup.plain_roles("on GLUE {cite}`wang2019`. At") == "on GLUE. At"
+
+
+def test_an_equation_has_the_number_it_has_in_the_chapter(tmp_path):
+    assert r"\tag{2.1}" in one_slide(tmp_path, equation="eq-objective")
+    page = one_slide(tmp_path, block="thm-inverse-free")
+    assert r"\tag{2.2}" in page and "minimises (2.1) over" in page
+    with pytest.raises(LookupError, match="no equation 'eq-gone'"):
+        chapter.published("02").numbered("See {eq}`eq-gone`.")
+
+
+def stacked(rows, high):
+    """The SVG of a figure of so many panels, one below the other."""
+    figure = Figure(figsize=(5, high), layout="constrained")
+    for axes in np.atleast_1d(figure.subplots(rows, 1)):
+        axes.set(title="a title", xlabel="a label")
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    return buffer.getvalue(), [a.get_position() for a in figure.axes]
+
+
+def test_a_tall_figure_is_cut_between_its_panels():
+    svg, places = stacked(4, 9)
+    upper, lower = panels.halves(svg)
+    tops = [
+        float(re.search(r'viewBox="0 ([\d.]+) ', half)[1]) for half in (upper, lower)
+    ]
+    cut = 1 - tops[1] / (9 * 72)  # from the figure's lower edge, as a share
+    assert tops[0] == 0
+    assert places[2].y1 < cut < places[1].y0
+
+
+@pytest.mark.parametrize(("rows", "high"), [(4, 5), (1, 9)])
+def test_a_wide_figure_or_one_panel_stays_whole(rows, high):
+    svg, _ = stacked(rows, high)
+    assert panels.halves(svg) == [svg]
+
+
+@pytest.mark.parametrize(("words", "size"), [("Few.", "large"), ("Many. " * 99, "")])
+def test_few_words_are_set_large(tmp_path, words, size):
+    page = one_slide(tmp_path, say=words)
+    assert ('<section class="large">' in page) == bool(size)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """The folder for a room without a network: its sums, and what its installer checks."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,3 +51,36 @@ def test_another_python_stops_the_installer(folder):
     assert done.returncode != 0
     assert "are for Python 3.99.0 or a later 3.99, and this is 3." in done.stderr
     assert not (folder / "course").exists()
+
+
+def instructions():
+    """The container file's lines as (instruction, what it says)."""
+    text = (wheelhouse.ROOT / "Containerfile").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [tuple(line.split(" ", 1)) for line in lines]
+
+
+def test_the_image_is_made_of_what_the_wheelhouse_is():
+    said = dict(instructions())
+    source, inside = said["COPY"].split()
+    makefile = (wheelhouse.ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"book.course.wheelhouse {source}\n" in makefile
+    installed = [text for name, text in instructions() if name == "RUN"][-1]
+    assert installed == f"sh {inside}/install.sh {said['WORKDIR']}"
+
+
+def test_the_images_python_is_one_the_lock_was_made_for():
+    (found,) = re.findall(
+        r"FROM python:(\d+\.\d+)", "\n".join(map(" ".join, instructions()))
+    )
+    project = (wheelhouse.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'requires-python = ">={found}"' in project
+
+
+def test_what_the_image_starts_is_installed_and_has_its_folder():
+    said = dict(instructions())
+    program, *arguments = json.loads(said["CMD"])
+    assert said["ENV"] == f"PATH={said['WORKDIR']}/.venv/bin:$PATH"
+    lock = (wheelhouse.ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert f"\n{program}{arguments[0]}==" in lock  # jupyter lab
+    assert (wheelhouse.ROOT / arguments[-1]).is_dir()

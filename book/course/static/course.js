@@ -17,11 +17,22 @@ for (const quiz of document.querySelectorAll("ol.quiz")) {
       choice.addEventListener("toggle", () => {
         if (choice.open) question.dataset.first ??= choice.dataset.right;
         show();
+        // What was opened by a key may lie below the screen's edge, or under the score.
+        if (choice.open) choice.scrollIntoView({ block: "nearest" });
       });
     }
   }
   show();
 }
+
+// MathJax lets each formula take the focus; from answer to answer is to be one Tab.
+window.addEventListener("load", () =>
+  window.MathJax?.startup?.promise.then(() => {
+    for (const formula of document.querySelectorAll("ol.quiz mjx-container")) {
+      formula.removeAttribute("tabindex");
+    }
+  }),
+);
 
 // The sidebar's folds, which the theme leaves without a name.
 for (const fold of document.querySelectorAll("nav details > summary")) {
