@@ -54,6 +54,7 @@ from drone.model.inputs import prepare
 from drone.model.loss import OneClassWarning
 from drone.model.masks import LeftPaddingWarning, NoMaskWarning
 from drone.model.moment_files import load_moments, save_moments
+from drone.model.onnx import export_onnx
 from drone.model.processes import merge_over_processes
 from drone.model.report import report
 from drone.model.storage import load, save
@@ -120,6 +121,7 @@ __all__ = [
     "compress",
     "costs",
     "encoder_linears",
+    "export_onnx",
     "factorize",
     "factorize_attention",
     "factorize_embedding",

@@ -5,6 +5,7 @@ import random
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+import drone
 from drone.cli.app import app
 from drone.model.adapters import encoder_layers
 
@@ -96,3 +98,26 @@ def test_the_commands(there: Path) -> None:
         done = CliRunner().invoke(app, arguments)
         assert name == "drone" and done.exit_code == 0, done.output
     assert "Load it" in (there / "smaller" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_lines_that_serve_it_without_pytorch(there: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="needs pip install drone[onnx]")
+    model = BertForSequenceClassification.from_pretrained(there / "my-model").eval()
+    tokenizer = BertTokenizerFast.from_pretrained(there / "my-model")
+    small = drone.compress(model, 0.5)
+    drone.save(small, there / "smaller")
+    tokenizer.save_pretrained(there / "smaller")
+    _, *arguments = shlex.split(block("bash", "drone onnx", PAGE))
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0 and "logits: at most" in done.output, done.output
+    names: dict[str, Any] = {"tokenizer": tokenizer}
+    exec(block("python", "onnxruntime", PAGE), names)
+    encoded = {n: torch.from_numpy(array) for n, array in names["encoded"].items()}
+    with torch.inference_mode():
+        expected = small(**encoded).logits
+    torch.testing.assert_close(torch.from_numpy(names["logits"]), expected)
+    batch = dict(tokenizer(["a film"], return_tensors="pt"))
+    names = {"drone": drone, "small": small, "batches": [batch]}
+    with pytest.raises(FileExistsError):  # the command has written it
+        exec(block("python", "export_onnx", PAGE), names)

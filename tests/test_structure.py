@@ -58,7 +58,8 @@ def test_a_room_imports_only_from_those_below(path):
 
 
 def test_import_drone_loads_nothing_of_the_lab():
-    heavy = ("datasets", "sklearn", "matplotlib", "IPython", "pandas")
+    heavy = ("datasets", "sklearn", "matplotlib", "IPython", "pandas", "onnx")
+    heavy += ("onnxruntime", "onnxscript")
     code = (
         "import sys, drone; print(sorted(m for m in sys.modules if m == 'drone.lab' "
         f"or m.startswith('drone.lab.') or m.split('.')[0] in {heavy!r}))"

@@ -1,7 +1,7 @@
-"""The commands: compress, report, bench, doctor."""
+"""The commands: compress, report, bench, onnx, doctor."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +13,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from drone.cli.card import Result, card, summary
 from drone.cli.doctor import diagnose
-from drone.cli.rows import label_ids, make_batches, read_rows, split
+from drone.cli.rows import Row, label_ids, make_batches, read_rows, split
 from drone.cli.score import interval, score
 from drone.files import whole_folder
 from drone.model.calibrate import to_device
+from drone.model.onnx import export_onnx
 from drone.model.report import report as report_of
 from drone.model.storage import save
 from drone.progress import quiet
@@ -164,9 +165,7 @@ def bench(
         batches: list[dict[str, Tensor]] = []
         for name, folder in (("first", first), ("second", second)):
             model, tokenizer = _load(folder)
-            ids = label_ids(rows, model.config.label2id, data)
-            longest = min(max_length, tokenizer.model_max_length)
-            made = make_batches(rows, tokenizer, ids, ROWS_A_BATCH, longest)
+            made = _batches(rows, model, tokenizer, data, max_length)
             if batches and not all(
                 torch.equal(a["input_ids"], b["input_ids"])
                 for a, b in zip(batches, made, strict=True)
@@ -190,6 +189,34 @@ def bench(
 
 
 @app.command()
+def onnx(
+    folder: Folder,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="ONNX file to write; a new one")],
+    text: Text = "text",
+    text2: Text2 = None,
+    label: Label = "label",
+    max_length: Longest = 128,
+) -> None:
+    """Write a model, dense or compressed, as one ONNX file; compare logits on rows."""
+    with _clearly():
+        columns = [text] if text2 is None else [text, text2]
+        rows = read_rows(data, columns, label)
+        model, tokenizer = _load(folder)
+        batches = _batches(rows, model, tokenizer, data, max_length)
+        # The one with the most pads: that they are masked is what an export may lose.
+        batch = min(batches, key=lambda b: float(b["attention_mask"].float().mean()))
+        apart = export_onnx(model, out, batch)
+        count, length = batch["input_ids"].shape
+        typer.echo(
+            f"logits: at most {apart:.1e} from PyTorch's, on {count} rows of up to "
+            f"{length} tokens"
+        )
+        typer.echo(f"size: {out.stat().st_size / 1e6:.1f} MB")
+        typer.echo(f"written: {out}")
+
+
+@app.command()
 def doctor() -> None:
     """Print what a bug report needs: versions, processor, GPU, threads."""
     for name, fact in diagnose().items():
@@ -201,7 +228,7 @@ def _clearly() -> Iterator[None]:
     """Turn an error of the request or the data into one line and exit code 2."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(REFUSED) from error
 
@@ -233,6 +260,15 @@ def _load(folder: Path) -> tuple[Any, Any]:
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), tokenizer
+
+
+def _batches(
+    rows: Sequence[Row], model: Any, tokenizer: Any, data: Path, max_length: int
+) -> list[dict[str, Tensor]]:
+    """Make batches of all rows as this model reads them."""
+    ids = label_ids(rows, model.config.label2id, data)
+    longest = min(max_length, tokenizer.model_max_length)
+    return make_batches(rows, tokenizer, ids, ROWS_A_BATCH, longest)
 
 
 def _clock(

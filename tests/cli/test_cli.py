@@ -227,6 +227,16 @@ def test_a_folder_that_will_not_do_is_refused(
     assert code == 2 and "no weights for classifier" in said
 
 
+def test_without_onnx_the_export_says_how_to_get_it(
+    folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    out = tmp_path / "tuned.onnx"
+    code, said = run("onnx", folder, "--data", data, "--out", out)
+    assert code == 2 and "pip install drone[onnx]" in " ".join(said.split())
+    assert not out.exists()
+
+
 # --- rows ------------------------------------------------------------------------
 
 
