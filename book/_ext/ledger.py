@@ -41,7 +41,10 @@ WORDS = {
     "too few tasks": UNDECIDED,
 }
 EVIDENCE = "evidence"
-CASES = Path("book", "results", "evidence.json")  # written by book/evidence.py
+CASES = (  # written by book/evidence.py and by book/onnx_clock.py
+    Path("book", "results", "evidence.json"),
+    Path("book", "results", "onnx.json"),
+)
 RECORD = "application/papermill.record/text/plain"
 
 
@@ -126,9 +129,11 @@ def to_cases(env: BuildEnvironment) -> nodes.reference:
 
 def decided(env: BuildEnvironment) -> dict[str, Any]:
     """Read what the finished cases gave: {name: number or verdict}."""
-    path = Path(env.srcdir, CASES)
-    env.note_dependency(str(path))
-    found: dict[str, Any] = json.loads(path.read_text())
+    found: dict[str, Any] = {}
+    for name in CASES:
+        path = Path(env.srcdir, name)
+        env.note_dependency(str(path))
+        found |= json.loads(path.read_text())
     return found
 
 
