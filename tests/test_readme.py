@@ -102,7 +102,7 @@ def test_the_commands(there: Path) -> None:
 
 def test_the_lines_that_serve_it_without_pytorch(there: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="needs pip install drone[onnx]")
+        pytest.importorskip(package, reason="needs the extra `onnx`")
     model = BertForSequenceClassification.from_pretrained(there / "my-model").eval()
     tokenizer = BertTokenizerFast.from_pretrained(there / "my-model")
     small = drone.compress(model, 0.5)

@@ -106,7 +106,7 @@ def _packages() -> tuple[Any, Any]:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"an export needs {PACKAGES}, and {error.name} is not installed: "
-            "pip install drone[onnx].",
+            "the extra `onnx` brings them.",
             name=error.name,
         ) from error
     return onnx, onnxruntime

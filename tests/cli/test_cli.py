@@ -233,7 +233,7 @@ def test_without_onnx_the_export_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "onnx", None)
     out = tmp_path / "tuned.onnx"
     code, said = run("onnx", folder, "--data", data, "--out", out)
-    assert code == 2 and "pip install drone[onnx]" in " ".join(said.split())
+    assert code == 2 and "the extra `onnx`" in " ".join(said.split())
     assert not out.exists()
 
 

@@ -26,7 +26,7 @@ from transformers import (
 import drone
 from drone.model import onnx as exporter
 
-MISSING = "needs onnx, onnxruntime and onnxscript: pip install drone[onnx]"
+MISSING = "needs onnx, onnxruntime and onnxscript: the extra `onnx` brings them"
 
 SIZES = {
     "hidden_size": 32,
@@ -236,6 +236,6 @@ def test_a_missing_package_is_named_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)  # as if it were not installed
-    with pytest.raises(ModuleNotFoundError, match=r"onnx .*pip install drone\[onnx\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"onnx .*the extra `onnx`"):
         drone.export_onnx(Sum(), tmp_path / "sum.onnx", BATCH)
     assert list(tmp_path.iterdir()) == []
