@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from drone.lab import records
+from drone.lab import formats, records
 
 RESULTS = Path(__file__).parents[1] / "results" / "09-hardware-timing.jsonl"
+SERVED = RESULTS.with_name("09-served.json")
 
 
 def values() -> dict[str, float]:
@@ -35,4 +36,6 @@ def values() -> dict[str, float]:
     reached = thin["measured"] / thin["arithmetic"]
     for tokens in (1, 16, 256):
         found[f"reached_{tokens}"] = 100 * reached[thin.tokens == tokens].median()
+    speeds = {m.speedup for m in formats.read(SERVED)[1] if m.method != "dense"}
+    found["mild"], found["steep"] = min(speeds), max(speeds)
     return found
