@@ -176,6 +176,9 @@ def studies(
     Raises:
         ValueError, FileNotFoundError: as `read_cases` and `drone.lab.data.load`; two
             cases of one seed that differ in their other settings.
+
+    >>> studies(Path("a folder with no cases"))
+    {}
     """
     found: dict[tuple[str, str], Study] = {}
     for case in read_cases(store, "dense"):
