@@ -14,6 +14,7 @@ are set into the published page alone: see drone/lab/readings.py.
 """
 
 import argparse
+import ast
 import hashlib
 import itertools
 import re
@@ -206,7 +207,7 @@ def with_prose(published: NotebookNode, written: NotebookNode) -> NotebookNode:
 
 def _same_results(old: NotebookNode, new: NotebookNode, given: list[str]) -> bool:
     """Whether two versions of a cell do the same in a run with the parameters given."""
-    if old.source == new.source:
+    if _tree(old.source) == _tree(new.source):  # they may be laid out differently
         return True
     if not all("parameters" in c.metadata.get("tags", []) for c in (old, new)):
         return False
@@ -217,6 +218,14 @@ def _same_results(old: NotebookNode, new: NotebookNode, given: list[str]) -> boo
         and all(changed <= parameters.parse(text).keys() for text in given)
         and bool(given)
     )
+
+
+def _tree(source: str) -> str:
+    """Return the syntax tree of a cell; of what is no plain Python, the text."""
+    try:
+        return ast.dump(ast.parse(source))
+    except SyntaxError:
+        return source
 
 
 def _injected(cell: NotebookNode) -> bool:

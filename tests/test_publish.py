@@ -363,6 +363,16 @@ def test_prose_gives_a_fold_its_new_words_and_keeps_the_alt_text(
     assert shown.image.alt == ALT and shown.code_prompt_show == "Plot"
 
 
+def test_prose_takes_code_that_is_laid_out_differently(publish: ModuleType) -> None:
+    found = publish.with_prose(
+        worded("old", source='print(f"{1} a" "b")'),
+        worded("new", source='print(\n    f"{1} "\n    "ab"\n)  # as before'),
+    )
+    assert found.cells[2].source.endswith("# as before")
+    with pytest.raises(ValueError, match="run the edition again"):
+        publish.with_prose(worded("old", source="%time 1"), worded("new", source="1"))
+
+
 def test_prose_refuses_changed_code(publish: ModuleType) -> None:
     with pytest.raises(ValueError, match="run the edition again"):
         publish.with_prose(worded("old"), worded("new", source="2"))

@@ -157,7 +157,7 @@ def test_what_the_lab_needs_is_named_when_it_is_missing(
     # As after `import drone` alone: the lab's own registration has not happened yet.
     monkeypatch.setitem(CONFIG_MAPPING._extra_content, "drone-lstm", UnreadLSTMConfig)
     for read in (load, AutoModelForCausalLM.from_pretrained):
-        with pytest.raises(ImportError, match=r"drone-lstm needs .*; pip install dron"):
+        with pytest.raises(ImportError, match=r"drone-lstm needs .*; the extra `lab`"):
             read(tmp_path / "model")
 
 
