@@ -37,6 +37,7 @@ FORMATS: dict[str, Callable[[PreTrainedModel], PreTrainedModel]] = {
     "int8": _eight,
 }
 DRAWS = 1000  # of the bootstrap
+CLOCK = ("batch", "length", "rounds", "processes", "processor")  # of all clocks alike
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -139,23 +140,44 @@ def name_of(case: Case) -> str:
 
 
 def _scored(store: Path, encoder: str, task: str) -> dict[str, Case]:
-    """All scored models of an encoder on a task, by the clock's names."""
-    return {
-        name_of(case): case
-        for case in read_cases(store, "formats")
-        if (case.settings["encoder"], case.settings["task"]) == (encoder, task)
-    }
+    """All scored models of an encoder on a task, by the clock's names.
+
+    Raises:
+        ValueError: two cases of one name, such as of two seeds: none may win unseen.
+    """
+    found: dict[str, Case] = {}
+    for case in read_cases(store, "formats"):
+        if (case.settings["encoder"], case.settings["task"]) == (encoder, task):
+            other = found.setdefault(name_of(case), case)
+            if other is not case:
+                raise ValueError(
+                    f"{case.path} and {other.path}: {name_of(case)} twice; keep one."
+                )
+    return found
 
 
 def _timed(store: Path, encoder: str, cases: Mapping[str, Case]) -> list[Case]:
-    """All clocks that timed these models together."""
+    """All clocks that timed these models together, one a number of threads.
+
+    Raises:
+        ValueError: they were timed twice, on other batches or another processor.
+    """
     plans = {name: case.result["plan"] for name, case in cases.items()}
-    return [
+    clocks = [
         clock
         for clock in read_cases(store, "clocks")
         if clock.settings["encoder"] == encoder
         and plans.items() <= clock.settings["plans"].items()
     ]
+    alike = {tuple(each.settings[name] for name in CLOCK) for each in clocks}
+    threads = {each.settings["threads"] for each in clocks}
+    if len(alike) > 1 or len(threads) < len(clocks):
+        raise ValueError(
+            f"{', '.join(str(each.path) for each in clocks)}: the same models timed in "
+            f"more than one way; one of each number of threads, with the same "
+            f"{', '.join(CLOCK)}, is needed."
+        )
+    return clocks
 
 
 def served(store: Path, encoder: str, task: str) -> list[Served]:
@@ -226,14 +248,13 @@ def record(store: Path, encoder: str, task: str) -> dict[str, Any]:
     dense = cases[f"{DENSE} 1.0 float32"].result
     metric = next(iter(METRICS[task]))
     clocks = _timed(store, encoder, cases)
-    alike = ("batch", "length", "rounds", "processes", "processor")
     return {
         "encoder": encoder,
         "task": task,
         "metric": metric,
         "score": dense["dev"][metric],
         "rows": len(unpack(dense["dev_logits"])),
-        "clock": {name: clocks[0].settings[name] for name in alike},
+        "clock": {name: clocks[0].settings[name] for name in CLOCK},
         "models": [asdict(each) for each in models],
     }
 

@@ -157,6 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         retrain_rows=asked.retrain_rows,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and "int8" in forms:
+        parser.error("int8 runs on a processor only; leave --formats out on a GPU.")
     if (
         device.type == "cuda"
     ):  # products of float32 numbers in TF32: several times as fast

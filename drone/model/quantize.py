@@ -42,15 +42,19 @@ def unit_rows(model: nn.Module) -> nn.Module:
     the k numbers between the factors are of like size: rounded with one scale for all
     of them, the small ones survive. Rows of zeros stay. The outputs are the same.
     Chapter 9.
+
+    >>> thin = LowRankLinear(torch.ones(3, 1), torch.tensor([[3.0, 4.0]]))
+    >>> unit_rows(thin).left[0].item()  # R's one row had length 5
+    5.0
     """
     even = copy.deepcopy(model)
     for module in even.modules():
         if isinstance(module, LowRankLinear):
             length = module.right.detach().norm(dim=1)  # (k,)
             length = torch.where(length > 0, length, torch.ones_like(length))
-            with torch.no_grad():
-                module.right.div_(length[:, None])
-                module.left.mul_(length)
+            # new ones, not in place: another module may hold the same factor
+            module.right = nn.Parameter(module.right.detach() / length[:, None])
+            module.left = nn.Parameter(module.left.detach() * length)
     return even
 
 

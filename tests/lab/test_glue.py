@@ -260,6 +260,12 @@ def test_what_is_served_is_the_score_and_every_clock_of_it(store: Path) -> None:
         assert each.megabytes == case.result["bytes"] / 1e6
         measured = Estimate(*speeds[formats.name_of(case)])
         assert each.faster == {1: measured, 2: measured}
+    again = {"encoder": "minilm", "threads": 2, "plans": plans, "batch": 32}
+    again |= {"length": 9, "rounds": 20, "processes": 5, "processor": "any"}
+    path = keep_case(store, "clocks", again, {"speedups": speeds}, 1.0).path
+    with pytest.raises(ValueError, match="more than one way"):
+        served(store, "minilm", "agreement")
+    path.unlink()
     told = formats.record(store, "minilm", "agreement")
     (store / "served.json").write_text(json.dumps(told))
     del told["models"]

@@ -67,6 +67,19 @@ def test_how_the_product_is_shared_out_does_not_count(low):
     assert (found - exact).norm() < 0.03 * exact.norm()
 
 
+@pytest.mark.parametrize("shared", ["left", "right"])
+def test_a_factor_that_two_layers_share_is_scaled_for_each(shared):
+    torch.manual_seed(0)
+    factors = {"left": torch.randn(16, 4), "right": torch.randn(4, 16)}
+    one = drone.LowRankLinear(**factors)
+    two = drone.LowRankLinear(**{n: torch.randn_like(f) for n, f in factors.items()})
+    setattr(two, shared, getattr(one, shared))
+    model, x = nn.Sequential(one, two).eval(), torch.randn(8, 16)
+    even = drone.model.quantize.unit_rows(model)
+    torch.testing.assert_close(even(x), model(x), rtol=1e-4, atol=1e-4)
+    assert all(torch.allclose(m.right.norm(dim=1), torch.ones(4)) for m in even)
+
+
 def test_a_row_of_zeros_stays():
     thin = make_model()[2]
     with torch.no_grad():
