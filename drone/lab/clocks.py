@@ -10,7 +10,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ LSTM = "lstm-"  # with a size of chapter 6: that language model, drawn at random
 WORDS = 10_000  # in its vocabulary, as in Penn Treebank
 
 Plan = Mapping[str, Any]  # of `drone.lab.methods`: `ranks` or `layers`
+# A number format → a model in it.
+FORMATS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "float32": lambda model: model,
+    "int8": int8,
+}
 PLANNED = ("ranks", "layers", "format")  # of a plan, what its time depends on
 
 
@@ -51,15 +56,15 @@ def shaped(model: PreTrainedModel, plan: Plan) -> nn.Module:
         ValueError: a plan with none, or another format; and what the modules raise.
     """
     form = plan.get("format", "float32")
-    if form not in ("float32", "int8"):
-        raise ValueError(f"a format is float32 or int8, not {form!r}.")
+    if form not in FORMATS:
+        raise ValueError(f"no format {form!r}; there are {', '.join(FORMATS)}.")
     if "layers" in plan:
         small: nn.Module = only_layers(model, plan["layers"])
     elif "ranks" in plan or "format" in plan:
         small = _thin(model, plan.get("ranks", {}))
     else:
         raise ValueError(f"a plan has ranks or layers; this one {sorted(plan)}.")
-    return int8(small) if form == "int8" else small
+    return FORMATS[form](small)
 
 
 def _thin(model: PreTrainedModel, ranks: Mapping[str, int]) -> PreTrainedModel:

@@ -6,7 +6,7 @@ side, in fresh processes.
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,13 @@ from transformers import PreTrainedModel
 
 from drone.files import whole_file
 from drone.lab.cases import Case, read_cases, run_case, unpack
-from drone.lab.clocks import DENSE, clock
+from drone.lab.clocks import DENSE, FORMATS, clock
 from drone.lab.differences import paired
 from drone.lab.glue import Bench, plan_digest
 from drone.lab.metrics import METRICS
 from drone.lab.tables import Estimate
 from drone.model.quantize import as_linears, int8
 
-
-def _eight(model: nn.Module) -> PreTrainedModel:
-    small = int8(model)
-    assert isinstance(small, PreTrainedModel)  # a copy of one
-    return small
-
-
-FORMATS: dict[str, Callable[[PreTrainedModel], PreTrainedModel]] = {
-    "float32": lambda model: model,
-    "int8": _eight,
-}
 DRAWS = 1000  # of the bootstrap
 CLOCK = ("batch", "length", "rounds", "processes", "processor")  # of all clocks alike
 
@@ -68,7 +57,7 @@ def score(bench: Bench, method: str, speedup: float, form: str) -> Case:
         bench: of the dense model, on a CPU.
         method: of `drone.lab.methods.METHODS`, or `dense`.
         speedup: the predicted one; 1 for the dense model.
-        form: of `FORMATS`.
+        form: of `drone.lab.clocks.FORMATS`.
 
     Returns:
         The case: `dev` scores, `dev_logits`, `lost` against the dense float32 model,
@@ -88,6 +77,7 @@ def score(bench: Bench, method: str, speedup: float, form: str) -> Case:
     def measure(_: Mapping[str, Any]) -> dict[str, Any]:
         model = bench.model if dense else bench.compressed(method, speedup)
         made = FORMATS[form](model)
+        assert isinstance(made, PreTrainedModel)  # the model itself, or a copy
         found = bench.report(made)
         small, whole = (
             unpack(result["dev_logits"])[None].astype(np.float32)
@@ -97,7 +87,8 @@ def score(bench: Bench, method: str, speedup: float, form: str) -> Case:
         uneven = None
         if form == "int8" and "ranks" in plan:
             metric = next(iter(METRICS[bench.task]))
-            plain = bench.report(_eight(as_linears(model)))  # factors as they came
+            bare: Any = int8(as_linears(model))  # factors as they came
+            plain = bench.report(bare)
             uneven = bench.dense().result["dev"][metric] - plain["dev"][metric]
         shape = {key: plan[key] for key in ("ranks", "layers") if key in plan}
         return found | {
@@ -117,7 +108,7 @@ class Served:
     Attributes:
         method: of `drone.lab.methods.METHODS`, or `dense`.
         speedup: predicted, in float32.
-        form: of `FORMATS`.
+        form: of `drone.lab.clocks.FORMATS`.
         lost: points, against dense float32, with 95 % over rows.
         uneven: points lost by thin layers in int8 whose factors are left as they came;
             None: of any other model.

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from drone.lab.cases import Case
-from drone.lab.clocks import DENSE
-from drone.lab.formats import FORMATS, score
+from drone.lab.clocks import DENSE, FORMATS
+from drone.lab.formats import score
 from drone.lab.glue import Arm, Bench, settings_of
 from drone.lab.methods import METHODS
 from drone.lab.metrics import METRICS
@@ -63,7 +63,7 @@ def run(
         methods: of `drone.lab.methods.METHODS`, in this order.
         arms: names of retrainings, in this order, every method at one before the next.
         rates_of: take the rates that this seed chose; None: choose.
-        forms: of `drone.lab.formats.FORMATS`: the dense model and each that is not
+        forms: of `drone.lab.clocks.FORMATS`: the dense model and each that is not
             retrained, scored in each.
     """
     _say(bench, "dense", bench.dense())

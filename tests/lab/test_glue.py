@@ -12,7 +12,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from drone.lab import encoders, formats, glue, glue_job, loop
 from drone.lab.cases import keep_case, read_cases, unpack
-from drone.lab.formats import FORMATS, score, served
+from drone.lab.clocks import FORMATS
+from drone.lab.formats import score, served
 from drone.lab.glue import Arm, Bench, settings_of
 from drone.lab.ladder import best_of
 from drone.lab.tables import Estimate
