@@ -127,3 +127,12 @@ def test_chapter_7_shows_every_case() -> None:
         names = (case.settings[name] for name in ("encoder", "task", "method"))
         kept.add((*names, arm_name(case.settings["arm"])))
     assert shown == {key for key in kept if key[3] in ARMS}
+
+
+def test_the_runtime_and_the_factors_multiply() -> None:
+    """As *Compress your model* says of one thread."""
+    found = json.loads((BOOK / "results" / "onnx.json").read_text())
+    by_runtime = found["onnx_pytorch_dense_1_p50"] / found["onnx_onnx_dense_1_p50"]
+    both = found["onnx_pytorch_dense_1_p50"] / found["onnx_onnx_small_1_p50"]
+    assert both > by_runtime * found["onnx_pytorch_faster_1"] > by_runtime > 1
+    assert found["onnx_onnx_faster_1_low"] > found["onnx_pytorch_faster_1_high"]

@@ -72,6 +72,12 @@ def export_onnx(
         ValueError: a model of another dtype or too large, an input that is not
             (batch, length), a model PyTorch cannot export, or outputs that differ; the
             message says by how much and where. Nothing is written.
+
+    >>> import tempfile
+    >>> words, ids = nn.Embedding(10, 2), torch.arange(8).reshape(2, 4)
+    >>> path = Path(tempfile.mkdtemp(), "words.onnx")
+    >>> export_onnx(words, path, {"input": ids}) < 1e-6
+    True
     """
     onnx, runtime = _packages()
     path = Path(path)
