@@ -18,7 +18,9 @@ METHODS = {
     "both": "inputs and gradients",
     "sequential": "DRONE, sequential",
     "shifted": "DRONE, shifted inputs",
+    "shifted_both": "shifted inputs and gradients",
     "shared": "DRONE, shared bases",
+    "pruned": "heads and neurons removed",
     # not methods, but lines that every method is read against
     "bound": "best possible",
     "majority": "majority class",

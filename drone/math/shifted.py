@@ -6,7 +6,9 @@ X are the inputs a layer had in the dense model, X' those it gets now. The best 
 rank is a regression, B = W T X'ᵀ (X'X'ᵀ)⁺. What it leaves is orthogonal to all of X',
 so that ‖W T − Ŵ X'‖² = ‖W T − B X'‖² + ‖(B − Ŵ) X'‖², and the second term is DRONE's
 problem for the weight B (`factorize`). With a = 0, or where nothing has shifted, B = W
-and it is DRONE's itself. Chapter 10.
+and it is DRONE's itself. Outputs may count differently, ‖A (W T − Ŵ X')‖: a regression
+is one for each output by itself, so B stays, and the second term becomes
+‖A (B − Ŵ) X'‖² (`factorize_weighted`). Chapter 10.
 """
 
 from dataclasses import replace
@@ -18,14 +20,18 @@ from drone.math.factorize import (
     MAX_CONDITION,
     Factorization,
     checked_weight,
-    factorize,
     largest_first,
 )
 from drone.math.moments import SecondMoment
+from drone.math.weighted import factorize_weighted, root_of
 
 
 def factorize_shifted(
-    weight: Tensor, pairs: SecondMoment, anchor: float = 1.0, ridge: float = 0.0
+    weight: Tensor,
+    pairs: SecondMoment,
+    anchor: float = 1.0,
+    ridge: float = 0.0,
+    rows: SecondMoment | Tensor | None = None,
 ) -> Factorization:
     """Decompose a weight for shifted inputs and (nearly) original outputs.
 
@@ -37,14 +43,17 @@ def factorize_shifted(
         ridge: relative to the mean square of an input: λ = ridge · tr(X'X'ᵀ) / in. As
             if `in` more tokens had been seen, √λ in one input each, and not shifted.
             Few tokens do not suffice to learn a regression of `in` inputs.
+        rows: AᵀA, how much an error in each output matters, as in
+            `factorize_weighted`; None: all alike.
 
     Returns:
-        A `Factorization` whose `errors` are (‖W T − Ŵ_k X'‖² + λ ‖W − Ŵ_k‖²)^½. They
-        need not fall to 0: what has shifted may be lost.
+        A `Factorization` whose `errors` are (‖W T − Ŵ_k X'‖² + λ ‖W − Ŵ_k‖²)^½, both
+        of A times what stands there. They need not fall to 0: what has shifted may be
+        lost.
 
     Raises:
-        ValueError: as `factorize`; pairs of another size; an anchor outside [0, 1] or
-            a ridge below 0.
+        ValueError: as `factorize_weighted`; pairs of another size; an anchor outside
+            [0, 1] or a ridge below 0.
 
     >>> x = torch.randn(50, 3, dtype=torch.float64)
     >>> pairs = SecondMoment(6)
@@ -77,8 +86,9 @@ def factorize_shifted(
     shift = then - cross - cross.T + now  # Σ (x − x')(x − x')ᵀ
     other = (cross - now) @ change.T  # (X − X') (change X')ᵀ
     left_over = anchor**2 * shift - anchor * (other + other.T) + change @ now @ change.T
-    lost = torch.einsum("oi,ij,oj->", matrix, left_over, matrix).clamp_min(0)
-    found = factorize(best, now)
+    felt = matrix if rows is None else root_of(rows, matrix)[0] @ matrix  # A W
+    lost = torch.einsum("oi,ij,oj->", felt, left_over, felt).clamp_min(0)
+    found = factorize_weighted(best, now, rows)
     errors = (found.errors.square() + lost).sqrt()
     return replace(found, errors=errors, dtype=weight.dtype)
 

@@ -79,6 +79,7 @@ def compress(
     sequential: bool = False,
     layers: str | Iterable[str] | None = None,
     shifted: Shifted | None = None,
+    rows: Mapping[str, SecondMoment] | None = None,
 ) -> nn.Module:
     """Return a copy of the model with the named modules replaced. Algorithm 1.
 
@@ -103,6 +104,8 @@ def compress(
             that `encoder_layers` finds are not meant.
         shifted: with `sequential`, and Linears only: fit each module to the outputs it
             had in the dense model, which is walked beside the copy at twice the cost.
+        rows: with `shifted`: {module name: how much an error in each output matters},
+            as in `factorize_weighted`.
 
     Returns:
         The copy; `report(copy)` says what was changed and what was left.
@@ -143,7 +146,8 @@ def compress(
         if shifted is None:
             seen = _compress_in_order(small, ranks, batches, layers)
         else:
-            seen = _compress_shifted(model, small, ranks, batches, layers, shifted)
+            told = shifted, dict(rows or {})
+            seen = _compress_shifted(model, small, ranks, batches, layers, *told)
     else:
         given = dict(factorizations or {})
         for name, rank in progress.bar(ranks.items(), desc="compress"):
@@ -343,6 +347,7 @@ def _compress_shifted(
     batches: Iterable[Mapping[str, Any]],
     layers: str | Iterable[str] | None,
     shifted: Shifted,
+    rows: Mapping[str, SecondMoment],
 ) -> dict[str, SecondMoment]:
     """Replace modules in order, each for the inputs it gets and the outputs it had.
 
@@ -360,7 +365,8 @@ def _compress_shifted(
                 told = SecondMoment(pairs.dim // 2)
                 told.count = pairs.count
                 for name in group:
-                    found = factorize_module_shifted(now, name, pairs, shifted)
+                    how = pairs, shifted, rows.get(name)
+                    found = factorize_module_shifted(now, name, *how)
                     replace_module(small, name, ranks[name], found)
                     seen[name] = told
             before.advance()

@@ -210,18 +210,20 @@ class Shifted:
     With `anchor` 1 it is AA-SVD's first step (Sinha and Fleuret, 2026); with 0 the
     paper's sequential DRONE; between, the weighted sum of both of SAES-SVD (Hu et al.,
     2026), at one weight for all layers. The moments it needs change with the ranks
-    below, so that no factorization serves a second choice of ranks.
+    below, so that no factorization serves a second choice of ranks. With `gradients` it
+    is ‖G^½ (W X − Ŵ X')‖_F, G = Σ g gᵀ of the dense model as in `BothSides`.
 
     Attributes:
         anchor: 1 for the outputs of the dense model, 0 for what W would give now.
         ridge: how much of the mean square input is added as unshifted tokens, without
             which a regression learns chance where there are few.
+        gradients: weigh the outputs by what the loss feels of them; needs labels.
     """
 
     anchor: float = 1.0
     ridge: float = 1e-3
+    gradients: bool = False
     inputs = True
-    gradients = False
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range.

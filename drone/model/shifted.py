@@ -41,11 +41,16 @@ def paired_moment(before: Walk, now: Walk, group: list[str]) -> SecondMoment:
 
 
 def factorize_module_shifted(
-    now: Walk, name: str, pairs: SecondMoment, relative: Shifted
+    now: Walk,
+    name: str,
+    pairs: SecondMoment,
+    relative: Shifted,
+    rows: SecondMoment | None,
 ) -> Factorization:
     """Decompose a Linear for its shifted inputs; name it in errors."""
     linear = as_linear(now.model.get_submodule(name))
+    shift = pairs, relative.anchor, relative.ridge
     try:
-        return factorize_shifted(linear.weight, pairs, relative.anchor, relative.ridge)
+        return factorize_shifted(linear.weight, *shift, rows)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

@@ -14,7 +14,14 @@ from drone.math.moments import SecondMoment
 from drone.model import compress as by_ranks
 from drone.model.adapters import as_names, encoder_linears
 from drone.model.calibrate import calibrate
-from drone.model.family import Relative, SharedBasis, Shifted, factorize_relative
+from drone.model.family import (
+    Relative,
+    SharedBasis,
+    Shifted,
+    check_linears,
+    factorize_relative,
+)
+from drone.model.gradients import calibrate_gradients
 from drone.model.loss import LossFunction
 from drone.search.algorithm2 import search_ranks
 from drone.search.costs import ALIGNED, searchable
@@ -220,13 +227,19 @@ def _by_relative(
     if isinstance(relative, Shifted):
         if batches is None:
             raise ValueError(f"{relative} needs batches; give batches=….")
+        kept, rows = list(batches), None
+        if relative.gradients:
+            check_linears(model, ranks)
+            felt = calibrate_gradients(model, kept, ranks, loss)
+            rows = {name: each.outputs for name, each in felt.items()}
         return by_ranks.compress(
             model,
             ranks,
-            batches=batches,
+            batches=kept,
             sequential=True,
             layers=layers,
             shifted=relative,
+            rows=rows,
         )
     if isinstance(relative, SharedBasis):
         relative.check(ranks)

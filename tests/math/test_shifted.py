@@ -50,6 +50,22 @@ def test_nobody_is_nearer_to_the_wanted_outputs(anchor: float, rank: int) -> Non
     assert error == pytest.approx(searched(target, now, rank), rel=1e-6)
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_outputs_may_count_differently(rank: int) -> None:
+    """One output matters 25 times as much, another not at all, two go together."""
+    weight, x, now = drawn()
+    scale = torch.diag(torch.tensor([5.0, 1, 1, 2, 0, 1]).double())
+    scale[1, 2] = scale[2, 1] = 0.7
+    found = factorize_shifted(weight, paired(x, now), rows=scale.T @ scale)
+    left, right = found.truncate(rank)
+    error = float((scale @ (weight @ x - left @ right @ now)).norm())
+    assert error == pytest.approx(float(found.errors[rank]), rel=1e-9)
+    assert error == pytest.approx(searched(scale @ weight @ x, now, rank), rel=1e-6)
+    alike = factorize_shifted(weight, paired(x, now)).truncate(rank)
+    other = float((scale @ (weight @ x - alike[0] @ alike[1] @ now)).norm())
+    assert error < 0.99 * other
+
+
 def test_full_rank_is_least_squares_and_loses_what_has_shifted() -> None:
     weight, x, now = drawn()
     found = factorize_shifted(weight, paired(x, now))

@@ -59,6 +59,30 @@ def test_each_is_fitted_to_what_it_gets_and_what_it_gave(
         assert torch.allclose(made, left @ right, rtol=1e-3, atol=1e-5)
 
 
+def test_its_outputs_count_as_the_loss_of_the_dense_model_feels_them(
+    tiny_bert: PreTrainedModel,
+) -> None:
+    plain = batches()
+    rows = [b | {"labels": torch.arange(len(b["input_ids"])) % 2} for b in plain]
+    felt = drone.model.gradients.calibrate_gradients(tiny_bert, rows, RANKS)
+    small = drone.compress(
+        tiny_bert, RANKS, batches=rows, relative=Shifted(1.0, 0.01, gradients=True)
+    )
+    for name in RANKS:
+        x, now = inputs(tiny_bert, name, plain), inputs(small, name, plain)
+        pairs = SecondMoment(2 * x.shape[1])
+        pairs.update(torch.cat([x, now], 1))
+        weight = tiny_bert.get_submodule(name).weight
+        best = factorize_shifted(weight, pairs, 1.0, 0.01, felt[name].outputs)
+        left, right = best.truncate(RANKS[name])
+        made = small.get_submodule(name).dense_weight
+        assert torch.allclose(made, left @ right, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match="no labels"):
+        drone.compress(
+            tiny_bert, RANKS, batches=plain, relative=Shifted(gradients=True)
+        )
+
+
 def test_without_an_anchor_it_is_the_papers_order(tiny_bert: PreTrainedModel) -> None:
     rows = batches()
     ours = drone.compress(
