@@ -5,6 +5,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -83,11 +84,17 @@ def test_public_names_are_there():
         assert getattr(drone.lab, module).__name__ == f"drone.lab.{module}"
 
 
+@cache
+def notebook(path):
+    """A notebook as it is on disk; each is looked at by many tests."""
+    return nbformat.read(path, as_version=4)
+
+
 def cells(path, injected=False):
     """(type, source) of each cell, without the readings and what papermill injects."""
     return [
         (cell.cell_type, cell.source)
-        for cell in nbformat.read(path, as_version=4).cells
+        for cell in notebook(path).cells
         if not readings.is_reading(cell)
         and (injected or "injected-parameters" not in cell.metadata.get("tags", []))
     ]
@@ -122,9 +129,9 @@ def test_a_published_chapter_has_the_cells_of_its_source(path):
 
 
 def test_a_stale_chapter_is_noticed(tmp_path):
-    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
-    notebook.cells[0].source += " changed"
-    nbformat.write(notebook, tmp_path / "changed.ipynb")
+    changed = nbformat.read(NOTEBOOKS[0], as_version=4)
+    changed.cells[0].source += " changed"
+    nbformat.write(changed, tmp_path / "changed.ipynb")
     assert len(stale(NOTEBOOKS[0], tmp_path / "changed.ipynb")) == 1
 
 
@@ -135,7 +142,7 @@ def test_an_edition_was_run_with_its_parameters(path):
     )
     (injected,) = [
         cell.source
-        for cell in nbformat.read(path, as_version=4).cells
+        for cell in notebook(path).cells
         if "injected-parameters" in cell.metadata.get("tags", [])
     ]
     values = {}
@@ -146,11 +153,11 @@ def test_an_edition_was_run_with_its_parameters(path):
 @pytest.mark.parametrize("path", NOTEBOOKS + CHAPTERS, ids=lambda p: str(p)[-40:])
 class TestNotebook:
     def test_was_run_from_top_to_bottom(self, path):
-        code = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+        code = [c for c in notebook(path).cells if c.cell_type == "code"]
         assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
 
     def test_each_figure_has_an_alt_text_and_a_caption(self, path):
-        for cell in nbformat.read(path, 4).cells:
+        for cell in notebook(path).cells:
             for output in cell.get("outputs", []):
                 for kind in {"image/svg+xml", "image/png"} & set(
                     output.get("data", {})
@@ -162,21 +169,21 @@ class TestNotebook:
                     assert len(shown["figure"]["caption"]) >= 30, cell.id
 
     def test_folds_long_cells_that_draw(self, path):
-        for cell in nbformat.read(path, 4).cells:
+        for cell in notebook(path).cells:
             draws = cell.cell_type == "code" and "figures.show(" in cell.source
             if draws and len(cell.source.splitlines()) > 12:
                 folded = {"hide-input", "remove-cell"}
                 assert folded & set(cell.metadata.get("tags", [])), cell.id
 
     def test_shows_no_error_and_no_path_of_a_machine(self, path):
-        for cell in nbformat.read(path, 4).cells:
+        for cell in notebook(path).cells:
             for output in cell.get("outputs", []):
                 assert output.output_type != "error", cell.id
                 text = str(output.get("text", "")) + str(output.get("data", ""))
                 assert not re.search(r"/(root|home|tmp|work|Users)/\w", text), cell.id
 
     def test_compares_most_of_its_outputs(self, path):
-        code = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+        code = [c for c in notebook(path).cells if c.cell_type == "code"]
         ignored = [
             c for c in code if "nbval-ignore-output" in c.metadata.get("tags", [])
         ]
@@ -190,14 +197,20 @@ class TestNotebook:
         assert labels == solved
 
     def test_defines_nothing_the_library_has(self, path):
-        library = set()
-        for module in MODULES:
-            library |= functions(ast.parse(module.read_text(encoding="utf-8")).body)
         defined = set()
         for kind, source in cells(path, injected=True):
             if kind == "code":
                 defined |= functions(ast.walk(ast.parse(source)))
-        assert not defined & library
+        assert not defined & library()
+
+
+@cache
+def library():
+    """What the modules of the library define."""
+    found = set()
+    for module in MODULES:
+        found |= functions(ast.parse(module.read_text(encoding="utf-8")).body)
+    return found
 
 
 def functions(nodes):

@@ -66,6 +66,10 @@ def score(bench: Bench, method: str, speedup: float, form: str) -> Case:
 
     Raises:
         ValueError: no such format; or what `drone.quantize.int8` raises.
+
+    >>> score(None, "dense", 1.0, "int4")  # said before the bench is looked at
+    Traceback (most recent call last):
+    ValueError: no format 'int4'; there are float32, int8.
     """
     if form not in FORMATS:
         raise ValueError(f"no format {form!r}; there are {', '.join(FORMATS)}.")
@@ -126,7 +130,14 @@ class Served:
 
 
 def name_of(case: Case) -> str:
-    """What the clock calls a case's shape."""
+    """What the clock calls a case's shape.
+
+    >>> from drone.lab.cases import keep_case
+    >>> which = {"encoder": "minilm", "task": "cola", "method": "drone-latency"}
+    >>> told = which | {"speedup": 2.0, "format": "int8"}
+    >>> name_of(keep_case(Path("cases"), "formats", told, {}, 1.0))
+    'drone-latency 2.0 int8'
+    """
     return "{method} {speedup} {format}".format(**case.settings)
 
 
@@ -184,6 +195,18 @@ def served(store: Path, encoder: str, task: str) -> list[Served]:
 
     Raises:
         ValueError: a case is damaged, or no clock timed these models.
+
+    >>> from drone.lab.cases import keep_case
+    >>> store, form = Path("cases"), {"format": "int8"}
+    >>> which = {"encoder": "minilm", "task": "rte", "method": "dense", "speedup": 1.0}
+    >>> scored = {"lost": [0.7, 0.1, 1.3], "uneven": None, "bytes": 2e6, "plan": form}
+    >>> _ = keep_case(store, "formats", which | form, scored, 1.0)
+    >>> timed = {"encoder": "minilm", "plans": {"dense 1.0 int8": form}, "threads": 2}
+    >>> ratio = {"speedups": {"dense 1.0 int8": [1.9, 1.8, 2.0]}}
+    >>> _ = keep_case(store, "clocks", timed | dict.fromkeys(CLOCK), ratio, 1.0)
+    >>> [(one.form, one.megabytes, one.faster[2].value)
+    ...     for one in served(store, "minilm", "rte")]
+    [('int8', 2.0, 1.9)]
     """
     cases = _scored(store, encoder, task)
     timed = _timed(store, encoder, cases)
@@ -233,6 +256,20 @@ def record(store: Path, encoder: str, task: str) -> dict[str, Any]:
 
     Raises:
         ValueError: as `served`.
+
+    >>> from drone.lab.cases import keep_case, pack
+    >>> store, form = Path("cases"), {"format": "float32"}
+    >>> which = {"encoder": "minilm", "task": "sst2", "method": "dense", "speedup": 1.0}
+    >>> scored = {"lost": [0.0, 0.0, 0.0], "uneven": None, "bytes": 8e6, "plan": form}
+    >>> scored |= {"dev": {"accuracy": 91.5}, "dev_logits": pack(np.zeros((872, 2)))}
+    >>> _ = keep_case(store, "formats", which | form, scored, 1.0)
+    >>> name = "dense 1.0 float32"
+    >>> timed = {"encoder": "minilm", "plans": {name: form}, "threads": 1}
+    >>> ratio = {"speedups": {name: [1.0, 1.0, 1.0]}}
+    >>> _ = keep_case(store, "clocks", timed | dict.fromkeys(CLOCK, 8), ratio, 1.0)
+    >>> told = record(store, "minilm", "sst2")
+    >>> told["metric"], told["score"], told["rows"], told["clock"]["batch"]
+    ('accuracy', 91.5, 872, 8)
     """
     models = served(store, encoder, task)
     cases = _scored(store, encoder, task)
@@ -251,7 +288,15 @@ def record(store: Path, encoder: str, task: str) -> dict[str, Any]:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Served]]:
-    """Read what `record` collected: all but the models, and the models."""
+    """Read what `record` collected: all but the models, and the models.
+
+    >>> faster = {1: Estimate(3.1, 3.0, 3.2)}
+    >>> one = Served("dense", 1.0, "int8", Estimate(1.5, 0.5, 2.5), None, 22.8, faster)
+    >>> path = Path("served.json")
+    >>> _ = path.write_text(json.dumps({"task": "rte", "models": [asdict(one)]}))
+    >>> read(path) == ({"task": "rte"}, [one])
+    True
+    """
     told = json.loads(path.read_text(encoding="utf-8"))
     models = [
         Served(

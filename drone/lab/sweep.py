@@ -116,9 +116,14 @@ def sweep(
     errors: dict[str, str] = {}
     if len(found) < len(chosen):
         with _client(scheduler, at_once) as client:
+            # No worker needs anything of drone for it, so none loads PyTorch.
             waiting = {
                 client.submit(
-                    run_job, str(folders[name]), retries=retries, pure=False
+                    subprocess.check_call,
+                    command(folders[name]),
+                    env=None if scheduler else share(at_once),
+                    retries=retries,
+                    pure=False,
                 ): name
                 for name in names
                 if name not in found
@@ -126,7 +131,8 @@ def sweep(
             bar = progress.bar(as_completed(waiting), desc="jobs", total=len(waiting))
             for future in bar:
                 if future.status == "error":
-                    errors[waiting[future]] = str(future.exception())
+                    name = waiting[future]
+                    errors[name] = why(name, folders[name], future.exception())
     return [
         Outcome(job, folders[job.name], job.name in found, errors.get(job.name, ""))
         for job in chosen
@@ -139,38 +145,44 @@ def _client(scheduler: str | None, at_once: int) -> Iterator[Client]:
         with Client(scheduler) as client:
             yield client
         return
-    # Dask gives a worker one thread; its jobs need their share of the processors. As
-    # `env`, a worker that was started anew has it too.
-    threads = max(1, (os.cpu_count() or 1) // at_once)
+    # A job is a process of its own: the workers here are threads that wait for one.
     with (
         LocalCluster(
             n_workers=at_once,
             threads_per_worker=1,
+            processes=False,
             dashboard_address=None,
-            env={"OMP_NUM_THREADS": str(threads)},
         ) as cluster,
         Client(cluster) as client,
     ):
         yield client
 
 
-def run_job(folder: str) -> None:
-    """Run one job in a process of its own; what a worker does.
+def share(at_once: int) -> dict[str, str]:
+    """Return the environment of a job here: its share of the processors.
 
-    Raises:
-        RuntimeError: it failed; the message has its name and the end of its log.
+    >>> share(10_000)["OMP_NUM_THREADS"]
+    '1'
     """
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    return os.environ | {"OMP_NUM_THREADS": str(threads)}
+
+
+def command(folder: Path) -> list[str]:
+    """Return what a worker starts, a process of its own for each job."""
     # -I: the file's own folder must not be where Python looks for modules
-    command = [sys.executable, "-I", job_module.__file__, folder]
-    rc = subprocess.run(command, check=False).returncode
-    if rc == 0:
-        return
-    job = json.loads((Path(folder) / "job.json").read_text(encoding="utf-8"))
-    log = Path(folder) / LOG
+    return [sys.executable, "-I", job_module.__file__, str(folder)]
+
+
+def why(name: str, folder: Path, error: BaseException) -> str:
+    """Say why a job failed: its name, how it ended, and the end of its log."""
+    if not isinstance(error, subprocess.CalledProcessError):
+        return f"{name}: {error}"  # its workers died
+    rc, log = error.returncode, folder / LOG
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     end = "\n".join(text.splitlines()[-TAIL:])
     how = f"killed by {signal.Signals(-rc).name}" if rc < 0 else f"exit code {rc}"
-    raise RuntimeError(f"{job['name']}: {how}; its log, {log}, ends so:\n{end}")
+    return f"{name}: {how}; its log, {log}, ends so:\n{end}"
 
 
 def tell(outcomes: Sequence[Outcome]) -> int:

@@ -711,7 +711,9 @@ def test_python_docs_held_out_words_are_trains_or_unk(
 
 
 def test_python_docs_is_lower_case_words_n_and_unk(docs: dict[str, list[str]]) -> None:
-    for word in {w for lines in docs.values() for line in lines for w in line.split()}:
+    words = {w for lines in docs.values() for line in lines for w in line.split()}
+    assert {"N", "<unk>"} < words
+    for word in words:
         letters = word.replace("'", "").replace("’", "").replace("-", "")
         plain = letters.isascii() and letters.isalpha() and letters.islower()
         assert plain or word in ("N", "<unk>"), word

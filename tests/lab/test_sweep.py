@@ -45,12 +45,17 @@ def wait_for(path: Path) -> None:
 def test_every_job_runs_once_and_a_second_sweep_runs_none(
     tmp_path: Path, cluster: LocalCluster
 ) -> None:
-    jobs = [says(name, tmp_path) for name in "ab"]
+    threads = tmp_path / "threads"
+    code = (
+        f"import os; open({str(threads)!r}, 'w').write(os.environ['OMP_NUM_THREADS'])"
+    )
+    jobs = [says("a", tmp_path, code), says("b", tmp_path)]
     first = sweep(jobs, tmp_path / "sweep")
     assert [(o.job.name, o.found, o.error) for o in first] == [
         ("a", False, ""),
         ("b", False, ""),
     ]
+    assert threads.read_text() == str(os.cpu_count())  # one at a time has them all
     more, at = [*jobs, says("c", tmp_path)], cluster.scheduler_address
     again = sweep(more, tmp_path / "sweep", scheduler=at)
     assert [o.found for o in again] == [True, True, False]

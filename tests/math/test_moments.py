@@ -273,7 +273,9 @@ def test_a_matrix_that_is_not_square_is_refused(saved: Path) -> None:
 def test_one_moment_may_have_two_names(tmp_path: Path) -> None:
     shared = moment_of(torch.randn(9, 3))
     save_moments({"query": shared, "key": shared}, tmp_path / "file")
-    for moment in load_moments(tmp_path / "file").values():
+    found = load_moments(tmp_path / "file")
+    assert found.keys() == {"query", "key"}
+    for moment in found.values():
         assert_equal(moment, shared)
 
 
@@ -418,7 +420,9 @@ def test_dropout_is_off_while_calibrating(
     tiny_bert: PreTrainedModel, batches: Batches
 ) -> None:
     expected = calibrate(tiny_bert, batches)
-    for name, moment in calibrate(tiny_bert.train(), batches).items():
+    found = calibrate(tiny_bert.train(), batches)
+    assert found and found.keys() == expected.keys()
+    for name, moment in found.items():
         assert_equal(moment, expected[name])
 
 
@@ -461,8 +465,8 @@ def test_a_tensor_of_the_batch_before_is_summed_anew() -> None:
 
     u, v = torch.randn(5, 3), torch.randn(5, 3)
     found = calibrate(Apart(), [{"x": u, "y": v}, {"x": v, "y": u}], ["a", "b"])
-    for moment in found.values():
-        assert_sums(moment, torch.cat([u, v]))
+    for name in "ab":
+        assert_sums(found[name], torch.cat([u, v]))
 
 
 def test_modules_that_share_an_input_only_at_times_are_refused() -> None:

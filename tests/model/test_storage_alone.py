@@ -15,7 +15,6 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertTokenizer,
-    PreTrainedModel,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -23,8 +22,8 @@ from drone import LowRankEmbedding, LSTMConfig, compress, encoder_linears, load,
 from drone.lab.lstm_model import LSTMLanguageModel
 from drone.model.own import UnreadLSTMConfig
 
-# Each line on its own: what loads is listed, what raises is not. One process for all,
-# as a new one costs seconds.
+# Each line on its own: what loads is listed, what raises is not. A new process costs
+# ten seconds: one tries all of them, and three serve all tests of this file.
 WAYS = {
     "auto": "T.AutoModelForSequenceClassification.from_pretrained('model')",
     "encoder alone": "T.AutoModel.from_pretrained('model')",
@@ -44,6 +43,35 @@ WAYS = {
     "sentence transformer": "SentenceTransformer('model')",
 }
 
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+RANKS = {"bert.encoder.layer.0.intermediate.dense": 4}
+MARK = "\n--- next ---\n"
+
+TRY = f"""
+loaded = []
+for name, way in ways.items():
+    try:
+        eval(way)
+        loaded.append(name)
+    except Exception as error:
+        print(name, type(error).__name__, error, file=sys.stderr)
+print(json.dumps(loaded))
+print({MARK!r}, file=sys.stderr)
+"""
+
+IMPORTS = """
+import json, sys
+import transformers as T
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+"""
+
 
 def in_a_new_process(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -56,96 +84,167 @@ def in_a_new_process(folder: Path, code: str) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.fixture
-def folders(tiny_bert: PreTrainedModel, tmp_path: Path) -> Path:
-    """One compressed model, saved in each way there is."""
-    small = compress(tiny_bert, dict.fromkeys(encoder_linears(tiny_bert), 4))
-    save(small, tmp_path / "model")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A compressed BERT, saved in each way there is, and an LSTM with its logits."""
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    bert = BertForSequenceClassification(BertConfig(**SIZES)).eval()
+    small = compress(bert, dict.fromkeys(encoder_linears(bert), 4))
+    save(small, folder / "model")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "model")
-    small.save_pretrained(tmp_path / "plain")
-    small.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
-    wrapped = compress(nn.DataParallel(tiny_bert), {"module.classifier": 1})
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder / "model")
+    small.save_pretrained(folder / "plain")
+    small.save_pretrained(folder / "shards", max_shard_size="20KB")
+    wrapped = compress(nn.DataParallel(bert), {"module.classifier": 1})
     wrapped = compress(wrapped, {"module.bert.encoder.layer.0.output.dense": 3})
-    wrapped.module.save_pretrained(tmp_path / "wrapped")
-    return tmp_path
+    wrapped.module.save_pretrained(folder / "wrapped")
+    save(compress(bert, RANKS), folder / "known")
+    save(compress(bert, RANKS), folder / "unknown")
+    for name in ("known", "unknown"):
+        name_code_of_its_own(folder / name)
+    lstm = LSTMLanguageModel(LSTMConfig(vocab_size=30, hidden_size=16, num_layers=2))
+    thin = compress(lstm.eval(), {"stack.0.recurrent": 3, "stack.1.input": 4})
+    table = LowRankEmbedding.from_embedding(thin.embedding, 5)
+    thin.set_submodule("embedding", table)
+    save(thin, folder / "lstm")
+    ids = torch.arange(12)[None]
+    with torch.inference_mode():
+        save_file({"ids": ids, "logits": thin(ids).logits}, folder / "expected")
+    return folder
 
 
-TRY = """
-import json, sys
-{first}
-import transformers as T
-from safetensors.torch import load_file
-from sentence_transformers import SentenceTransformer
-loaded = []
-for name, way in {ways}.items():
-    try:
-        eval(way)
-        loaded.append(name)
-    except Exception as error:
-        print(name, type(error).__name__, error, file=sys.stderr)
-print(json.dumps(loaded))
+def name_code_of_its_own(folder: Path) -> None:
+    """Have a folder's config name code in it; `unknown` is also of an unknown type."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["auto_map"] = {
+        "AutoConfig": "evil.Config",
+        "AutoModel": "evil.Model",
+        "AutoModelForSequenceClassification": "evil.Model",
+    }
+    del config["quantization_config"]["sha256"]
+    if folder.name == "unknown":
+        config["model_type"] = "evil"
+    path.write_text(json.dumps(config))
+    (folder / "evil.py").write_text("print('CODE RUNS')")
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate/generate.py").write_text("print('CODE RUNS')")
+
+
+# --- without drone ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def without(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Try each way; ignore the sizes; then fail and catch nothing."""
+    ignored = WAYS["auto"].replace("')", "', ignore_mismatched_sizes=True)")
+    code = f"""{IMPORTS}
+ways = {WAYS!r}
+{TRY}
+{ignored}
+print("sizes ignored")
+print({MARK!r}, file=sys.stderr)
+{WAYS["auto"]}
+print("went on")
 """
+    return in_a_new_process(folder, code)
 
 
-def test_without_drone_every_way_to_read_it_raises(folders: Path) -> None:
-    done = in_a_new_process(folders, TRY.format(first="", ways=WAYS))
-    assert json.loads(done.stdout.splitlines()[-1]) == []
+def test_without_drone_every_way_to_read_it_raises(
+    without: subprocess.CompletedProcess[str],
+) -> None:
+    assert json.loads(without.stdout.splitlines()[0]) == [], without.stderr
     # and a program that does not catch it stops, with the reason
-    done = in_a_new_process(
-        folders, f"import transformers as T\n{WAYS['auto']}\nprint('went on')"
-    )
-    assert done.returncode != 0
-    assert "went on" not in done.stdout
-    assert "MISMATCH" in done.stderr and "got drone" in done.stderr
+    assert without.returncode != 0
+    assert "went on" not in without.stdout
+    reason = without.stderr.split(MARK)[-1]
+    assert "MISMATCH" in reason and "got drone" in reason
 
 
-def test_with_drone_every_way_to_read_it_works(folders: Path) -> None:
-    ways = {k: v for k, v in WAYS.items() if k != "state"}
-    done = in_a_new_process(folders, TRY.format(first="import drone", ways=ways))
-    assert json.loads(done.stdout.splitlines()[-1]) == list(ways), done.stderr
-
-
-def test_mismatched_sizes_ignored_is_the_one_way_that_stays(folders: Path) -> None:
+def test_mismatched_sizes_ignored_is_the_one_way_that_stays(
+    without: subprocess.CompletedProcess[str],
+) -> None:
     """Said in the documentation of `save`; the log still names each random layer."""
-    way = WAYS["auto"].replace("')", "', ignore_mismatched_sizes=True)")
-    done = in_a_new_process(folders, f"import transformers as T\n{way}")
-    assert done.returncode == 0
-    assert "Reinit due to size mismatch" in done.stderr
+    assert without.stdout.splitlines()[1:] == ["sizes ignored"]
+    assert "Reinit due to size mismatch" in without.stderr.split(MARK)[1]
     assert "ignore_mismatched_sizes=True" in (save.__doc__ or "")
 
 
-@pytest.mark.parametrize(
-    "read",
-    ["drone.load('model')", "AutoModelForCausalLM.from_pretrained('model')"],
-    ids=["load", "auto"],
-)
-def test_an_lstm_folder_is_read_after_import_drone_alone(
-    tmp_path: Path, read: str
-) -> None:
-    config = LSTMConfig(vocab_size=30, hidden_size=16, num_layers=2)
-    model = LSTMLanguageModel(config).eval()
-    small = compress(model, {"stack.0.recurrent": 3, "stack.1.input": 4})
-    table = LowRankEmbedding.from_embedding(small.embedding, 5)
-    small.set_submodule("embedding", table)
-    save(small, tmp_path / "model")
-    ids = torch.arange(12)[None]
-    save_file({"ids": ids}, tmp_path / "ids")
-    code = """
-import sys, drone, torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
-assert "drone.lab" not in sys.modules
+# --- with drone ------------------------------------------------------------------
+
+LSTM = """
+assert not any(name.startswith("drone.lab") for name in sys.modules)
 model = READ
 with torch.inference_mode():
-    save_file({"logits": model(load_file("ids")["ids"]).logits}, "logits")
-""".replace("READ", read)
-    done = in_a_new_process(tmp_path, code)
+    logits = model(load_file("expected")["ids"]).logits
+save_file({"logits": logits}, "logits-WAY")
+"""
+
+
+@pytest.fixture(scope="module")
+def with_drone(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Try each way; then read the LSTM, for the first time, by `load`."""
+    ways = {k: v for k, v in WAYS.items() if k != "state"}
+    lstm = LSTM.replace("READ", "drone.load('lstm')").replace("WAY", "load")
+    code = f"import drone, torch\n{IMPORTS}\nways = {ways!r}\n{TRY}\n{lstm}"
+    return in_a_new_process(folder, code)
+
+
+@pytest.fixture(scope="module")
+def offline(folder: Path) -> subprocess.CompletedProcess[str]:
+    """With no network, read folders that name code; then the LSTM by transformers."""
+    code = """
+import socket
+def refused(*_, **__): raise SystemExit("NETWORK")
+socket.socket.connect = socket.getaddrinfo = socket.create_connection = refused
+import sys, drone, torch, transformers as T
+from safetensors.torch import load_file, save_file
+print(type(drone.load("known")).__name__)
+try:
+    drone.load("unknown")
+except ValueError as error:
+    print(error)
+"""
+    auto = "T.AutoModelForCausalLM.from_pretrained('lstm')"
+    lstm = LSTM.replace("READ", auto).replace("WAY", "auto")
+    return in_a_new_process(folder, code + lstm)
+
+
+def test_with_drone_every_way_to_read_it_works(
+    with_drone: subprocess.CompletedProcess[str],
+) -> None:
+    wanted = [way for way in WAYS if way != "state"]
+    assert json.loads(with_drone.stdout.splitlines()[0]) == wanted, with_drone.stderr
+
+
+@pytest.mark.parametrize(
+    ("way", "process"), [("load", "with_drone"), ("auto", "offline")]
+)
+def test_an_lstm_folder_is_read_after_import_drone_alone(
+    folder: Path, request: pytest.FixtureRequest, way: str, process: str
+) -> None:
+    done = request.getfixturevalue(process)
     assert done.returncode == 0, done.stderr
-    with torch.inference_mode():
-        expected = small(ids).logits
-    assert torch.equal(load_file(tmp_path / "logits")["logits"], expected)
+    found = load_file(folder / f"logits-{way}")["logits"]
+    assert torch.equal(found, load_file(folder / "expected")["logits"])
+
+
+def test_a_folder_with_code_asks_nothing_runs_nothing_and_uses_no_network(
+    offline: subprocess.CompletedProcess[str],
+) -> None:
+    assert offline.returncode == 0, offline.stderr
+    said = offline.stdout + offline.stderr
+    assert offline.stdout.startswith(
+        "BertForSequenceClassification\nunknown: config.json"
+    )
+    assert "never run" in offline.stdout
+    assert "CODE RUNS" not in said
+    assert "[y/N]" not in said
+
+
+# --- in this process -------------------------------------------------------------
 
 
 def test_what_the_lab_needs_is_named_when_it_is_missing(
@@ -159,55 +258,3 @@ def test_what_the_lab_needs_is_named_when_it_is_missing(
     for read in (load, AutoModelForCausalLM.from_pretrained):
         with pytest.raises(ImportError, match=r"drone-lstm needs .*; the extra `lab`"):
             read(tmp_path / "model")
-
-
-def test_a_folder_with_code_asks_nothing_runs_nothing_and_uses_no_network(
-    tmp_path: Path,
-) -> None:
-    small = compress(BertForSequenceClassification(BertConfig(**SIZES)), RANKS)
-    save(small, tmp_path / "known")
-    save(small, tmp_path / "unknown")
-    for name in ("known", "unknown"):
-        path = tmp_path / name / "config.json"
-        config = json.loads(path.read_text())
-        config["auto_map"] = {
-            "AutoConfig": "evil.Config",
-            "AutoModel": "evil.Model",
-            "AutoModelForSequenceClassification": "evil.Model",
-        }
-        del config["quantization_config"]["sha256"]
-        if name == "unknown":
-            config["model_type"] = "evil"
-        path.write_text(json.dumps(config))
-        (tmp_path / name / "evil.py").write_text("print('CODE RUNS')")
-        (tmp_path / name / "custom_generate").mkdir()
-        (tmp_path / name / "custom_generate/generate.py").write_text(
-            "print('CODE RUNS')"
-        )
-    code = """
-import socket
-def refused(*_, **__): raise SystemExit("NETWORK")
-socket.socket.connect = socket.getaddrinfo = socket.create_connection = refused
-import drone, transformers as T
-print(type(drone.load("known")).__name__)
-try:
-    drone.load("unknown")
-except ValueError as error:
-    print(error)
-"""
-    done = in_a_new_process(tmp_path, code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("BertForSequenceClassification\nunknown: config.json")
-    assert "never run" in done.stdout
-    assert "CODE RUNS" not in done.stdout + done.stderr
-    assert "[y/N]" not in done.stdout + done.stderr
-
-
-SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
-RANKS = {"bert.encoder.layer.0.intermediate.dense": 4}

@@ -111,6 +111,7 @@ def test_a_low_rank_block_is_walked_through_as_any_module(
     expected = whole_loss(small, batches)
     with frozen(small):
         walk = Walk(small, batches, list(encoder_linears(family))[-1:])
+        assert len(walk.layers) == 2
         for _ in walk.layers:
             assert walk.loss() == pytest.approx(expected, rel=1e-6)
             walk.advance()
