@@ -30,6 +30,7 @@ COLOUR_RULES = {
 # besides. Three of each look are marked, should one lie where axe cannot read it: three
 # of the whole site, for `before` has how many of each look were read on other pages.
 THREE_OF_EACH_LOOK = """(before) => {
+  document.querySelectorAll("[data-aside]").forEach((e) => delete e.dataset.aside);
   const grounds = new Map([[null, ""]]);
   const seen = new Map(Object.entries(before));
   const ground = (element) => {
@@ -58,6 +59,18 @@ THREE_OF_EACH_LOOK = """(before) => {
     seen.set(key, (seen.get(key) ?? 0) + 1);
     if (seen.get(key) <= 3) (link ?? each).dataset.look = "";
   }
+  // The rest is hidden, for axe takes seconds to see what lies over what in a whole
+  // page. It stays in its place, so that no rule of style chooses other elements; and
+  // beside a marked link it stays to be seen, for the link is compared with it.
+  const hide = (box) => {
+    const marked = [...box.children].some((child) => child.matches("[data-look]"));
+    for (const child of box.children) {
+      if (child.matches("[data-look]")) continue;
+      if (child.querySelector("[data-look]")) hide(child);
+      else if (!marked) child.dataset.aside = "";
+    }
+  };
+  hide(document.body);
   return Object.fromEntries(seen);
 }"""
 
@@ -183,7 +196,8 @@ def visit_all(site, address, browser):
             continue
         prepare_for_axe(page)
         assert page.locator("html[data-theme=light]").count() == 1
-        found["faults"] += [f"{name}: {fault}" for fault in all_faults(page, looks)]
+        each = faults_but_of_colour(page) + faults_of_colour(page, looks)
+        found["faults"] += [f"{name}: {fault}" for fault in each]
         # The theme's own switch sets this; the dark scheme changes colours and no more.
         page.evaluate("document.documentElement.dataset.theme = 'dark'")
         found["dark"] += [f"{name}: {fault}" for fault in faults_of_colour(page, looks)]
@@ -274,21 +288,22 @@ def prepare_for_axe(page):
     page.add_style_tag(
         content="pre { background-image: none !important }"
         "*, ::before, ::after { transition: none !important }"
+        "[data-aside] { display: none !important }"
     )
     rules = [{"id": rule, "selector": where} for rule, where in COLOUR_RULES.items()]
     page.evaluate("rules => axe.configure({rules})", rules)
 
 
-def all_faults(page, looks):
-    """What axe finds on an open page; of colours, on three elements of each look.
-
-    Those of `looks` were read before; what is read now is added."""
-    looks |= page.evaluate(THREE_OF_EACH_LOOK, looks)
-    return serious_faults(page, {})
+def faults_but_of_colour(page):
+    """What axe finds on an open page, whatever the colours are."""
+    rules = {rule: {"enabled": False} for rule in COLOUR_RULES}
+    return serious_faults(page, {"rules": rules})
 
 
 def faults_of_colour(page, looks):
-    """What axe finds of colours that are hard to read."""
+    """What axe finds of colours that are hard to read, three elements of each look.
+
+    Those of `looks` were read before; what is read now is added."""
     looks |= page.evaluate(THREE_OF_EACH_LOOK, looks)
     if page.locator("[data-look]").count() == 0:
         return []
