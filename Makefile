@@ -36,7 +36,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf epub test test-fast models benchmark lint run sweep lowest edition prose read evidence rename refresh models lock clean need-chapter assignments grade wheelhouse
+.PHONY: help book pdf epub test test-fast models benchmark lighthouse lint run sweep lowest edition prose read evidence rename refresh models lock clean need-chapter assignments grade wheelhouse
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -89,6 +89,9 @@ $(AXE): tests/browser/package.json tests/browser/package-lock.json
 
 benchmark: $(STAMP) ## time what the library promises, as ratios
 	$(BIN)/pytest tests/benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
+
+lighthouse: $(SITE)/index.html ## score three pages as on a phone (needs npm and Chromium)
+	$(PY) tests/browser/lighthouse.py $(SITE)
 
 lint: $(STAMP) ## check style and types only
 	$(BIN)/ruff check .

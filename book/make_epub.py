@@ -71,7 +71,10 @@ caption { text-align: left; font-weight: bold }
 math[display="block"] { margin: 0.8em 0 }
 .admonition, .proof, .claim { border-left: 3px solid #777; padding-left: 0.8em }
 .admonition-title { font-weight: bold }
-.chip { font-weight: bold }
+.chip, .sd-badge { font-weight: bold; border: 1px solid; border-radius: 0.3em }
+.chip, .sd-badge { padding: 0 0.3em; margin-right: 0.3em }
+.claim dt { font-weight: bold }
+.claim dd { margin-left: 1em }
 figcaption { font-size: 0.9em }
 h1, h2, h3 { break-after: avoid }
 """

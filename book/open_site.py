@@ -58,6 +58,7 @@ READY = """async ([book, wanted]) => {
   images.forEach((image) => image.removeAttribute("loading"));
   await Promise.all(images.map((image) => image.decode()));
   await window.MathJax?.startup?.promise;
+  await window.MathJax?.startup?.document.lazyTypesetAll();
   await document.fonts.ready;
 }"""
 

@@ -16,6 +16,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 REQUIRED = os.environ.get("DRONE_REQUIRE_BROWSER") == "1"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 CHAPTER = "book/chapters/01-svd-baseline.html"
+# A formula is set when it comes near; this sets all of a page.
+SET_FORMULAS = """async () => {
+  await window.MathJax?.startup?.promise;
+  await window.MathJax?.startup?.document.lazyTypesetAll();
+}"""
 
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None and not REQUIRED,

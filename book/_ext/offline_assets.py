@@ -7,7 +7,9 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 PACKAGE = "sphinx-mathjax-offline"
-SCRIPT = "tex-mml-chtml.js"
+# Not tex-mml-chtml.js, which takes the MathML beside a formula for one more to be set.
+SCRIPT = "tex-chtml.js"
+LAZY = Path("ui", "lazy.js")
 FONTS = Path("output", "chtml", "fonts")  # the other 22 MB are output formats unused
 
 
@@ -18,8 +20,9 @@ def copy_mathjax(app: Sphinx) -> None:
         raise RuntimeError(f"{PACKAGE} carries no {SCRIPT}; reinstall it.")
     source = Path(str(script.locate())).parent
     target = Path(app.outdir) / "_static" / "mathjax"
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source / SCRIPT, target / SCRIPT)
+    (target / LAZY).parent.mkdir(parents=True, exist_ok=True)
+    for file in (SCRIPT, LAZY):
+        shutil.copy(source / file, target / file)
     shutil.copytree(source / FONTS, target / FONTS, dirs_exist_ok=True)
 
 

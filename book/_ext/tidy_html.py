@@ -10,6 +10,8 @@ from sphinx.application import Sphinx
 # The theme brings each icon twice: in web fonts, loaded where one is used, and in a
 # script of half a megabyte (gzipped), loaded everywhere. The fonts are enough.
 ICON_SCRIPT = re.compile(r"\s*<script[^>]*/fontawesome\.js[^>]*></script>")
+# Sphinx, docutils and the theme each say how wide a phone is; once is enough.
+VIEWPORT = re.compile(r'\s*<meta name="viewport"[^>]*>')
 IMAGE = re.compile(r'<img ([^>]*?)src="([^"]*_images/([^"]+\.(?:png|svg)))"([^>]*)>')
 
 
@@ -27,6 +29,8 @@ def tidy(
         for script in context.get("script_files", [])
         if not any(name in describe(script) for name in unused)
     ]
+    if page == app.config.root_doc:
+        context["docstitle"] = ""  # its title is the book's: once is enough here, too
     if "body" in context:
         # docutils marks the bibliography as a list, but not its entries as list items.
         body = body.replace('<div role="list" class="citation-list">', "<div>").replace(
@@ -69,8 +73,13 @@ def lighten(app: Sphinx, problem: Exception | None) -> None:
         return
     for path in Path(app.outdir).rglob("*.html"):
         page = path.read_text(encoding="utf-8")
-        if ICON_SCRIPT.search(page):
-            path.write_text(ICON_SCRIPT.sub("", page), encoding="utf-8")
+        lighter = ICON_SCRIPT.sub("", page)
+        first = VIEWPORT.search(lighter)
+        if first is not None:
+            end = first.end()
+            lighter = lighter[:end] + VIEWPORT.sub("", lighter[end:])
+        if lighter != page:
+            path.write_text(lighter, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -158,7 +158,7 @@ def decks(tmp_path_factory):
     (root / "course").mkdir()
     slides.write(root / "course")
     files = distribution("sphinx-mathjax-offline").files
-    script = next(file for file in files if file.name == "tex-mml-chtml.js")
+    script = next(file for file in files if file.name == "tex-chtml.js")
     home = Path(str(script.locate())).parent
     (root / "mathjax").mkdir()
     shutil.copy(home / script.name, root / "mathjax")

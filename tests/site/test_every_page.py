@@ -11,6 +11,7 @@ from built_site import (
     DESKTOP,
     PHONE,
     ROOT,
+    SET_FORMULAS,
     build,
     needs_axe,
     needs_browser,
@@ -18,12 +19,20 @@ from built_site import (
     soup,
 )
 
-COLOUR_RULES = ["color-contrast", "link-in-text-block"]
+MADE_BY_SPHINX = ["genindex.html", "search.html"]
+# Rules of colour read marked elements alone.
+COLOUR_RULES = {
+    "color-contrast": "[data-look]",
+    "link-in-text-block": "a[href][data-look]",
+}
 # Thousands of words a page, and few looks: contrast follows from an element's colour,
 # size and weight and from the grounds behind it; a link in a text needs the text's look
-# besides. Three of each look are marked, should one lie where axe cannot read it.
-THREE_OF_EACH_LOOK = """() => {
-  const grounds = new Map([[null, ""]]), seen = new Map();
+# besides. Three of each look are marked, should one lie where axe cannot read it: three
+# of the whole site, for `before` has how many of each look were read on other pages.
+THREE_OF_EACH_LOOK = """(before) => {
+  document.querySelectorAll("[data-aside]").forEach((e) => delete e.dataset.aside);
+  const grounds = new Map([[null, ""]]);
+  const seen = new Map(Object.entries(before));
   const ground = (element) => {
     if (!grounds.has(element)) {
       const {backgroundColor, backgroundImage, opacity} = getComputedStyle(element);
@@ -50,6 +59,19 @@ THREE_OF_EACH_LOOK = """() => {
     seen.set(key, (seen.get(key) ?? 0) + 1);
     if (seen.get(key) <= 3) (link ?? each).dataset.look = "";
   }
+  // The rest is hidden, for axe takes seconds to see what lies over what in a whole
+  // page. It stays in its place, so that no rule of style chooses other elements; and
+  // beside a marked link it stays to be seen, for the link is compared with it.
+  const hide = (box) => {
+    const marked = [...box.children].some((child) => child.matches("[data-look]"));
+    for (const child of box.children) {
+      if (child.matches("[data-look]")) continue;
+      if (child.querySelector("[data-look]")) hide(child);
+      else if (!marked) child.dataset.aside = "";
+    }
+  };
+  hide(document.body);
+  return Object.fromEntries(seen);
 }"""
 
 
@@ -141,9 +163,12 @@ def visit_all(site, address, browser):
     Opening a page costs more than asking it something, so all is asked at once, in the
     light scheme and then in the dark one."""
     context = browser.new_context(viewport=DESKTOP, color_scheme="light")
+    if AXE.is_file():
+        context.add_init_script(path=AXE)
     page = context.new_page()
     found = {"errors": [], "foreign": [], "desktop": [], "phone": []}
     found |= {"faults": [], "dark": []}
+    looks = {}
 
     def hear(message):
         if message.type == "error":
@@ -159,9 +184,10 @@ def visit_all(site, address, browser):
             else found["foreign"].append(r.url)
         ),
     )
-    for name in pages(site):
+    made = [name for name in MADE_BY_SPHINX if (site / name).is_file()]
+    for name in [*pages(site), *made]:
         page.goto(address + name, wait_until="load")
-        page.evaluate("() => window.MathJax?.startup?.promise")  # formulas have a width
+        page.evaluate(SET_FORMULAS)  # so that they have a width
         for width, size in (("phone", PHONE), ("desktop", DESKTOP)):
             page.set_viewport_size(size)
             if scrolls_sideways(page):
@@ -170,11 +196,11 @@ def visit_all(site, address, browser):
             continue
         prepare_for_axe(page)
         assert page.locator("html[data-theme=light]").count() == 1
-        each = faults_but_of_colour(page) + faults_of_colour(page)
+        each = faults_but_of_colour(page) + faults_of_colour(page, looks)
         found["faults"] += [f"{name}: {fault}" for fault in each]
         # The theme's own switch sets this; the dark scheme changes colours and no more.
         page.evaluate("document.documentElement.dataset.theme = 'dark'")
-        found["dark"] += [f"{name}: {fault}" for fault in faults_of_colour(page)]
+        found["dark"] += [f"{name}: {fault}" for fault in faults_of_colour(page, looks)]
     context.close()
     return found
 
@@ -218,8 +244,8 @@ def test_no_page_scrolls_sideways(visits, width):
 
 @needs_browser
 def test_formulas_are_rendered(address, page):
-    page.goto(address + CHAPTER, wait_until="networkidle")
-    page.wait_for_selector("mjx-container", timeout=15_000)
+    page.goto(address + CHAPTER, wait_until="load")
+    page.evaluate(SET_FORMULAS)
     assert page.locator("mjx-container").count() > 50
     assert page.locator("mjx-merror").count() == 0
     assert "\\frac" not in page.locator("article").inner_text()
@@ -227,14 +253,14 @@ def test_formulas_are_rendered(address, page):
 
 @needs_browser
 def test_the_search_finds_a_word(address, page):
-    page.goto(address + "search.html?q=Eckart", wait_until="networkidle")
+    page.goto(address + "search.html?q=Eckart", wait_until="load")
     page.wait_for_selector("#search-results li", timeout=15_000)
     assert "Chapter 1" in page.locator("#search-results").inner_text()
 
 
 @needs_browser
 def test_a_solution_opens_on_click(address, page):
-    page.goto(address + CHAPTER, wait_until="networkidle")
+    page.goto(address + CHAPTER, wait_until="load")
     solution = page.locator(".solution.dropdown").first
     answer = solution.locator("pre").first
     assert not answer.is_visible()
@@ -244,46 +270,50 @@ def test_a_solution_opens_on_click(address, page):
 
 @needs_browser
 def test_a_link_opens_the_solution_or_the_cell_it_leads_to(address, page):
-    page.goto(address + CHAPTER, wait_until="networkidle")
+    page.goto(address + CHAPTER, wait_until="load")
     for link, shown in [
         ("#solution-ex-01-kind", "#solution-ex-01-kind pre"),
         ("#cell-spectra-table", "#cell-spectra-table .cell_input pre"),
     ]:
         assert not page.locator(shown).first.is_visible()
         page.goto("about:blank")
-        page.goto(address + CHAPTER + link, wait_until="networkidle")
+        page.goto(address + CHAPTER + link, wait_until="load")
         page.locator(shown).first.wait_for(state="visible", timeout=5_000)
 
 
 def prepare_for_axe(page):
-    """Put axe into an open page."""
+    """Leave out what axe cannot see through, and tell it what to read colours of."""
     # axe reads no contrast over a gradient; the shadows lie at the edges alone. And no
     # colour may be on its way from one scheme to the other.
     page.add_style_tag(
         content="pre { background-image: none !important }"
         "*, ::before, ::after { transition: none !important }"
+        "[data-aside] { display: none !important }"
     )
-    page.add_script_tag(path=str(AXE))
+    rules = [{"id": rule, "selector": where} for rule, where in COLOUR_RULES.items()]
+    page.evaluate("rules => axe.configure({rules})", rules)
 
 
 def faults_but_of_colour(page):
-    """What axe finds on an open page, serious or worse, whatever the colours are."""
+    """What axe finds on an open page, whatever the colours are."""
     rules = {rule: {"enabled": False} for rule in COLOUR_RULES}
-    return serious_faults(page, "html", {"rules": rules})
+    return serious_faults(page, {"rules": rules})
 
 
-def faults_of_colour(page):
-    """What axe finds of colours that are hard to read, three elements of each look."""
-    page.evaluate(THREE_OF_EACH_LOOK)
-    return serious_faults(page, "[data-look]", {"runOnly": COLOUR_RULES})
+def faults_of_colour(page, looks):
+    """What axe finds of colours that are hard to read, three elements of each look.
+
+    Those of `looks` were read before; what is read now is added."""
+    looks |= page.evaluate(THREE_OF_EACH_LOOK, looks)
+    if page.locator("[data-look]").count() == 0:
+        return []
+    return serious_faults(page, {"runOnly": list(COLOUR_RULES)})
 
 
-def serious_faults(page, where, only):
+def serious_faults(page, only):
     # no preload: it would ask for each style sheet again, and no rule here reads them
     result = page.evaluate(
-        "([where, only]) => axe.run(where,"
-        " {resultTypes: ['violations'], preload: false, ...only})",
-        [where, only],
+        "only => axe.run({resultTypes: ['violations'], preload: false, ...only})", only
     )
     return [
         f"{violation['id']}: {node['html'][:160]}"
@@ -325,8 +355,19 @@ def test_faint_words_are_noticed_though_three_of_each_look_are_read(page, faint)
     page.set_content(
         f"<html lang=en><title>t</title><body>{(good + hidden + alone) * 5}{faint}"
     )
+    page.add_script_tag(path=str(AXE))
     prepare_for_axe(page)
-    faults = faults_of_colour(page)
+    looks = {}
+    faults = faults_of_colour(page, looks)
     assert page.locator("[data-look]").count() < 25
     assert len(faults) == 1
     assert "faint" in faults[0]
+    # On the next page all that is known; what is new there is read.
+    page.set_content(
+        f"<html lang=en><title>t</title><body>{good * 5}<p style='color: #ccc'>new"
+    )
+    page.add_script_tag(path=str(AXE))
+    prepare_for_axe(page)
+    (fault,) = faults_of_colour(page, looks)
+    assert "new" in fault
+    assert page.locator("[data-look]").count() == 1

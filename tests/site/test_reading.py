@@ -7,7 +7,16 @@ import re
 import nbformat
 import numpy as np
 import pytest
-from built_site import CHAPTER, DESKTOP, PHONE, ROOT, needs_browser, pages, soup
+from built_site import (
+    CHAPTER,
+    DESKTOP,
+    PHONE,
+    ROOT,
+    SET_FORMULAS,
+    needs_browser,
+    pages,
+    soup,
+)
 from fontTools.ttLib import TTFont
 
 LEDGER = "book/ledger.html"
@@ -24,8 +33,8 @@ def html(path):
 
 @needs_browser
 def test_no_formula_in_a_line_has_a_scrollbar(address, page):
-    page.goto(address + CHAPTER, wait_until="networkidle")
-    page.wait_for_selector("mjx-container", timeout=15_000)
+    page.goto(address + CHAPTER, wait_until="load")
+    page.evaluate(SET_FORMULAS)
     bars = page.eval_on_selector_all(
         "article mjx-container:not([display=true])",
         "all => all.filter(e => ['auto', 'scroll'].includes("
@@ -97,7 +106,7 @@ def test_no_table_of_results_has_an_empty_header(site):
 
 @needs_browser
 def test_numbers_in_tables_end_below_each_other(address, page):
-    page.goto(address + html(CHAPTERS[8]), wait_until="networkidle")
+    page.goto(address + html(CHAPTERS[8]), wait_until="load")
     looks = page.eval_on_selector_all(
         "article :is(table.dataframe, table.results) tbody td:not(:first-child)",
         "all => all.map(e => { const s = getComputedStyle(e);"
@@ -151,7 +160,7 @@ def test_tables_are_legible_in_both_schemes(site, address, page, scheme):
 @needs_browser
 def test_the_first_column_stays_while_a_wide_table_scrolls(address, page):
     page.set_viewport_size(PHONE)
-    page.goto(address + html(CHAPTERS[8]), wait_until="networkidle")
+    page.goto(address + html(CHAPTERS[8]), wait_until="load")
     moved = page.evaluate(
         """() => {
           const box = [...document.querySelectorAll("div.text_html")].find(
@@ -172,7 +181,7 @@ def test_the_first_column_stays_while_a_wide_table_scrolls(address, page):
 @pytest.mark.parametrize("width", [320, 640, 1280])
 def test_every_verdict_of_the_ledger_is_seen_whole(address, page, width):
     page.set_viewport_size({"width": width, "height": 900})
-    page.goto(address + LEDGER, wait_until="networkidle")
+    page.goto(address + LEDGER, wait_until="load")
     claims = page.locator(".claim")
     assert claims.count() >= 14
     for claim in claims.all():
@@ -215,7 +224,7 @@ def test_the_ledger_has_no_typed_result(site):
 def test_print_has_no_empty_box_and_cuts_no_table(address, page):
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 690, "height": 980})  # A4 less its margins
-    page.goto(address + html(CHAPTERS[6]), wait_until="networkidle")
+    page.goto(address + html(CHAPTERS[6]), wait_until="load")
     empty = page.eval_on_selector_all(
         "article div.cell, article details",
         "all => all.filter(e => e.checkVisibility({visibilityProperty: true})"
@@ -244,9 +253,26 @@ def test_a_shared_link_names_the_book_and_shows_a_picture(site):
         assert said["og:image:alt"]
 
 
+def test_a_page_says_once_what_it_is_and_how_wide(site):
+    assert soup(site / "book" / "intro.html").title.string == "The DRONE Book"
+    for name in pages(site):
+        assert len(soup(site / name).select("meta[name=viewport]")) == 1
+
+
+def test_tasks_have_the_names_that_readers_know(site):
+    """Not those of a parameter; the API and the chapters show code, which has them."""
+    raw = re.compile(r"\b(mrpc|sst2|stsb|cola|qqp|mnli|qnli|rte)\b")
+    for name in pages(site):
+        if not name.startswith(("book/chapters/", "book/api")):
+            for text in soup(site / name).select_one("article").find_all(string=raw):
+                assert text.find_parent(["code", "pre", "script"]), f"{name}: {text}"
+    ledger = soup(site / LEDGER).get_text()
+    assert "MRPC, SST-2" in ledger
+
+
 def test_only_pages_with_formulas_load_mathjax(site):
     loads = {
-        name: "mathjax/tex-mml" in (site / name).read_text(encoding="utf-8")
+        name: "mathjax/tex-chtml" in (site / name).read_text(encoding="utf-8")
         for name in pages(site)
     }
     assert loads[CHAPTER]
@@ -286,7 +312,7 @@ def test_the_fonts_of_icons_have_all_that_is_shown_and_little_else(site):
 
 @needs_browser
 def test_icons_are_seen(address, page):
-    page.goto(address + CHAPTER, wait_until="networkidle")
+    page.goto(address + CHAPTER, wait_until="load")
     assert page.evaluate(
         "document.fonts.check('900 16px \"Font Awesome 6 Free\"') && "
         "getComputedStyle(document.querySelector('.fa-rocket'), '::before').content"
@@ -299,7 +325,7 @@ def test_the_keyboard_is_seen(address, page):
     for name in ["book/intro.html", CHAPTER]:
         for width in (DESKTOP, PHONE):
             page.set_viewport_size(width)
-            page.goto(address + name, wait_until="networkidle")
+            page.goto(address + name, wait_until="load")
             for _ in range(25):
                 page.keyboard.press("Tab")
                 outline = page.evaluate(
@@ -449,7 +475,7 @@ def errors_by_numpy(angle, strength):
 class TestToy:
     @pytest.fixture
     def toy(self, address, page):
-        page.goto(address + "book/intro.html", wait_until="networkidle")
+        page.goto(address + "book/intro.html", wait_until="load")
         page.wait_for_selector(".toy-number")
         return page
 
