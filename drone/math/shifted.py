@@ -23,7 +23,7 @@ from drone.math.factorize import (
     largest_first,
 )
 from drone.math.moments import SecondMoment
-from drone.math.weighted import factorize_weighted, root_of
+from drone.math.weighted import factorize_weighted
 
 
 def factorize_shifted(
@@ -86,11 +86,20 @@ def factorize_shifted(
     shift = then - cross - cross.T + now  # Σ (x − x')(x − x')ᵀ
     other = (cross - now) @ change.T  # (X − X') (change X')ᵀ
     left_over = anchor**2 * shift - anchor * (other + other.T) + change @ now @ change.T
-    felt = matrix if rows is None else root_of(rows, matrix)[0] @ matrix  # A W
-    lost = torch.einsum("oi,ij,oj->", felt, left_over, felt).clamp_min(0)
     found = factorize_weighted(best, now, rows)
+    lost = (_felt(matrix, rows) * (matrix @ left_over)).sum().clamp_min(0)
     errors = (found.errors.square() + lost).sqrt()
     return replace(found, errors=errors, dtype=weight.dtype)
+
+
+def _felt(weight: Tensor, rows: SecondMoment | Tensor | None) -> Tensor:
+    """AᵀA W, so that ‖A W S‖² = Σ (AᵀA W) ∘ (W S Sᵀ) needs no root."""
+    if rows is None:
+        return weight
+    if isinstance(rows, SecondMoment):
+        rows = rows.matrix
+    rows = rows.to(weight)
+    return rows[:, None] * weight if rows.ndim == 1 else rows @ weight
 
 
 def check_shift(anchor: float, ridge: float) -> None:

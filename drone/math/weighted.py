@@ -52,27 +52,15 @@ def factorize_weighted(
     if rows is None:
         return factorize(weight, moment)
     matrix = checked_weight(weight)
-    root, inverse = root_of(rows, matrix)
+    root, inverse = _root(rows, matrix)
     best = factorize(root @ matrix, moment)  # A W: (out, in)
     return Factorization(
         (inverse, *best.left_parts), best.right_parts, best.errors, weight.dtype
     )
 
 
-def root_of(rows: SecondMoment | Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return A = L^½ and A⁺, both (out, out) float64, on the weight's device.
-
-    Args:
-        rows: L, as in `factorize_weighted`.
-        weight: W, (out, in), whose outputs they are of.
-
-    Raises:
-        ValueError: rows that do not fit, are negative or not finite.
-
-    >>> root, inverse = root_of(torch.tensor([4.0, 0.0]), torch.ones(2, 3))
-    >>> root.diagonal().tolist(), inverse.diagonal().tolist()
-    ([2.0, 0.0], [0.5, 0.0])
-    """
+def _root(rows: SecondMoment | Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A = L^½ and A⁺, both (out, out) float64, on the weight's device."""
     out = len(weight)
     if isinstance(rows, Tensor) and rows.ndim == 1:
         if rows.shape != (out,) or not rows.isfinite().all() or (rows < 0).any():

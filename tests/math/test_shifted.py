@@ -66,6 +66,21 @@ def test_outputs_may_count_differently(rank: int) -> None:
     assert error < 0.99 * other
 
 
+def test_rows_are_a_vector_a_matrix_or_a_moment() -> None:
+    weight, x, now = drawn()
+    gradients = torch.diag(torch.tensor([5.0, 1, 1, 2, 0, 1]).double())
+    felt = SecondMoment(OUT)
+    felt.update(gradients)
+    each = gradients.diagonal().square()
+    pairs = paired(x, now)
+    wanted = factorize_shifted(weight, pairs, rows=torch.diag(each))
+    for rows in (each, felt):
+        found = factorize_shifted(weight, pairs, rows=rows)
+        assert torch.allclose(found.errors, wanted.errors)
+    with pytest.raises(ValueError, match="rows have shape"):
+        factorize_shifted(weight, pairs, rows=-each)
+
+
 def test_full_rank_is_least_squares_and_loses_what_has_shifted() -> None:
     weight, x, now = drawn()
     found = factorize_shifted(weight, paired(x, now))
