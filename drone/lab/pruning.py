@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from drone import progress
-from drone.model.adapters import encoder_layers, module_named
+from drone.model.adapters import encoder_layers
 from drone.model.calibrate import frozen
 from drone.model.inputs import prepared
 from drone.model.loss import LossFunction, loss_tensor
@@ -55,7 +55,7 @@ def importances(
     sums = [
         Importance(
             torch.zeros(_heads(layer), dtype=torch.float64),
-            torch.zeros(layer.get_submodule(OUT).in_features, dtype=torch.float64),
+            torch.zeros(_linear(layer, OUT).in_features, dtype=torch.float64),
         )
         for layer in layers
     ]
@@ -110,8 +110,8 @@ def prune(model: nn.Module, share: float, found: Iterable[Importance]) -> nn.Mod
         raise ValueError(f"share is {share}; more than 0, at most 1 is needed.")
     small = copy.deepcopy(model)
     for layer, each in zip(_layers(small), found, strict=True):
-        width = layer.get_submodule(QUERY).in_features
-        size = layer.get_submodule(QUERY).out_features // len(each.heads)
+        query = _linear(layer, QUERY)
+        width, size = query.in_features, query.out_features // len(each.heads)
         heads = max(1, round(share * len(each.heads)))
         # a head has 4 · size · width weights, a neuron 2 · width
         whole = 4 * width * size * len(each.heads) + 2 * width * len(each.neurons)
@@ -126,21 +126,20 @@ def prune(model: nn.Module, share: float, found: Iterable[Importance]) -> nn.Mod
         kept = each.neurons.topk(neurons).indices.sort().values
         _keep(layer, INTO, kept, 0)
         _keep(layer, OUT, kept, 1)
-        block = layer.get_submodule("attention.self")
+        block: Any = layer.get_submodule("attention.self")
         block.num_attention_heads, block.all_head_size = heads, heads * size
     return small
 
 
 def _keep(layer: nn.Module, name: str, kept: Tensor, side: int) -> None:
     """Replace a Linear by its outputs (side 0) or inputs (side 1) of these numbers."""
-    dense = layer.get_submodule(name)
-    assert isinstance(dense, nn.Linear)
+    dense = _linear(layer, name)
     kept = kept.to(dense.weight.device)
-    weight, bias = dense.weight.detach().index_select(side, kept), dense.bias
-    thin = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    weight = dense.weight.detach().index_select(side, kept)
+    thin = nn.Linear(weight.shape[1], weight.shape[0], dense.bias is not None)
     thin.weight = nn.Parameter(weight)
-    if bias is not None:
-        bias = bias.detach()
+    if dense.bias is not None:
+        bias = dense.bias.detach()
         thin.bias = nn.Parameter(bias[kept] if side == 0 else bias.clone())
     layer.set_submodule(name, thin.train(dense.training))
 
@@ -151,17 +150,25 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     for name, layer in found.items():
         for part in (QUERY, KEY, VALUE, MIXED, INTO, OUT):
             try:
-                module = module_named(layer, part)
-            except ValueError as error:
+                _linear(layer, part)
+            except AttributeError as error:
                 raise ValueError(
                     f"{name}: no {part}; layers built as BERT's are needed."
                 ) from error
-            if not isinstance(module, nn.Linear):
-                kind = type(module).__name__
-                raise ValueError(f"{name}.{part}: a {kind}; dense Linears are needed.")
+            except TypeError as error:
+                raise ValueError(f"{name}.{part}: {error}") from error
     return list(found.values())
+
+
+def _linear(layer: nn.Module, part: str) -> nn.Linear:
+    """A layer's Linear of that name."""
+    module = layer.get_submodule(part)
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"a {type(module).__name__}; dense Linears are needed.")
+    return module
 
 
 def _heads(layer: nn.Module) -> int:
     """How many heads a layer's attention has."""
-    return int(layer.get_submodule("attention.self").num_attention_heads)
+    block: Any = layer.get_submodule("attention.self")
+    return int(block.num_attention_heads)

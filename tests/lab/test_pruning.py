@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from drone import compress
 from drone.lab.pruning import MIXED, OUT, Importance, importances, prune
 
 LAYER = "bert.encoder.layer"
@@ -115,6 +116,9 @@ def test_what_it_cannot_prune_is_said(
     batches = task(tiny_bert)
     with pytest.raises(ValueError, match=r"no attention\.self\.query; layers built as"):
         importances(tiny_distilbert, batches)
+    thin = compress(tiny_bert, {f"{LAYER}.1.{OUT}": 4})
+    with pytest.raises(ValueError, match=r"1\.output\.dense: a LowRankLinear; dense"):
+        importances(thin, batches)
     with pytest.raises(ValueError, match="at least one is needed"):
         importances(tiny_bert, [])
     found = importances(tiny_bert, batches)
