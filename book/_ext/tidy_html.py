@@ -12,6 +12,11 @@ from sphinx.application import Sphinx
 ICON_SCRIPT = re.compile(r"\s*<script[^>]*/fontawesome\.js[^>]*></script>")
 # Sphinx, docutils and the theme each say how wide a phone is; once is enough.
 VIEWPORT = re.compile(r'\s*<meta name="viewport"[^>]*>')
+# A browser would break the line between a formula and the comma behind it. A long
+# formula stays as it is: with its comma held it would be wider than a phone.
+FORMULA = re.compile(
+    r'(\(?<span class="math notranslate nohighlight">[^<]{1,60}</span>[,.;:!?)’]+)'
+)
 IMAGE = re.compile(r'<img ([^>]*?)src="([^"]*_images/([^"]+\.(?:png|svg)))"([^>]*)>')
 
 
@@ -36,6 +41,7 @@ def tidy(
         body = body.replace('<div role="list" class="citation-list">', "<div>").replace(
             ' role="doc-biblioentry"', ""
         )
+        body = FORMULA.sub(r'<span class="held">\1</span>', body)
         files = {name: source for source, name in app.builder.images.items()}
         context["body"] = IMAGE.sub(
             lambda found: lazy(found, Path(app.srcdir), files), body

@@ -4,7 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
-from built_site import CHAPTER, DESKTOP, PHONE, needs_browser, pages, soup
+from built_site import (
+    CHAPTER,
+    DESKTOP,
+    PHONE,
+    SET_FORMULAS,
+    needs_browser,
+    pages,
+    soup,
+)
 
 FORMULAS = "book/chapters/02-data-aware-derivation.html"
 SEARCH = {"searchtools.js", "language_data.js", "searchindex.js"}
@@ -142,3 +150,20 @@ def test_a_figure_that_a_script_draws_has_its_room_before(
     page.goto(address + name, wait_until="load")
     kept = page.locator(figure).first.bounding_box()["height"]
     assert 0.95 * height < kept <= height
+
+
+@needs_browser
+def test_a_comma_stays_with_its_formula(address, page):
+    """Where they met at a line's end, the comma began the next line."""
+    page.set_viewport_size(PHONE)
+    page.goto(address + FORMULAS, wait_until="load")
+    page.evaluate(SET_FORMULAS)
+    apart = page.evaluate("""() => [...document.querySelectorAll(".held")].map(held => {
+      const range = document.createRange();
+      range.selectNodeContents(held.lastChild);
+      const comma = range.getBoundingClientRect();
+      const formula = held.querySelector("mjx-container").getBoundingClientRect();
+      return comma.top > formula.bottom;
+    })""")
+    assert len(apart) > 50
+    assert not any(apart)
