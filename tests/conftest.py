@@ -1,7 +1,8 @@
-"""Fixtures that several test files share: tiny models, a padded batch, a seed."""
+"""Fixtures that several test files share: tiny models, a padded batch, a browser."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -146,3 +147,24 @@ def make_task(model: PreTrainedModel, seed: int = 0) -> list[dict[str, Tensor]]:
         for batch in batches:
             batch["labels"] = model(**batch).logits.argmax(1)
     return batches
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, one for all tests of a process: Playwright does not start twice."""
+    from built_site import CHROMIUM
+    from playwright.sync_api import sync_playwright
+
+    assert CHROMIUM, "DRONE_REQUIRE_BROWSER is set, and there is no Chromium"
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()

@@ -3,7 +3,6 @@
 import functools
 import http.server
 import io
-import os
 import re
 import shutil
 import threading
@@ -12,16 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from built_site import needs_browser
 from matplotlib.figure import Figure
 
 from book.course import chapter, markup, panels, slides
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-REQUIRED = os.environ.get("DRONE_REQUIRE_BROWSER") == "1"
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and not REQUIRED,
-    reason="no Chromium on the PATH: install Debian's package chromium",
-)
 # Elements of the open slide that reach below its edge or beyond its side.
 OUTSIDE = """() => {
   const box = document.querySelector('.slides').getBoundingClientRect();
@@ -177,17 +171,10 @@ def decks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page():
-    assert CHROMIUM, "DRONE_REQUIRE_BROWSER is set, and there is no Chromium"
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser.new_page(viewport={"width": 1280, "height": 720})
-        browser.close()
+def page(browser):
+    opened = browser.new_page(viewport={"width": 1280, "height": 720})
+    yield opened
+    opened.close()
 
 
 @needs_browser

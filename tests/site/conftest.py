@@ -1,4 +1,4 @@
-"""The book, built once for all processes of a test run, served, opened in Chromium."""
+"""The book, built once for all processes of a test run, and served."""
 
 import functools
 import http.server
@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from built_site import CHROMIUM, DESKTOP, ROOT, build
+from built_site import DESKTOP, ROOT, build
 from filelock import FileLock
 
 
@@ -45,25 +45,6 @@ def address(site):
 
 def _quiet(*_):
     """The test's report is not the place for an access log."""
-
-
-@pytest.fixture(scope="session")
-def browser():
-    assert CHROMIUM, "DRONE_REQUIRE_BROWSER is set, and there is no Chromium"
-    from playwright.sync_api import sync_playwright
-
-    flags = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-    ]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
