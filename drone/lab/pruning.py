@@ -50,6 +50,16 @@ def importances(
 
     Raises:
         ValueError: layers that are not BERT's, no batch, no labels.
+
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}
+    >>> config = BertConfig(vocab_size=50, num_attention_heads=4, **sizes)
+    >>> model = BertForSequenceClassification(config)
+    >>> batch = {"input_ids": torch.randint(5, 50, (8, 6)), "labels": torch.ones(8)}
+    >>> batch["labels"] = batch["labels"].long()
+    >>> (layer,) = importances(model, [batch])
+    >>> tuple(layer.heads.shape), tuple(layer.neurons.shape)
+    ((4,), (64,))
     """
     layers = _layers(model)
     sums = [
@@ -102,9 +112,21 @@ def prune(model: nn.Module, share: float, found: Iterable[Importance]) -> nn.Mod
         share: of the weights of a layer's six Linears, in (0, 1].
         found: from `importances` of this model.
 
+    Returns:
+        The copy. Its `config` still has the dense sizes, so it is to be measured here,
+        not saved.
+
     Raises:
         ValueError: layers that are not BERT's; a share out of range, or so small that
             a layer would keep no neuron.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}
+    >>> model = BertModel(BertConfig(vocab_size=50, num_attention_heads=4, **sizes))
+    >>> found = [Importance(torch.arange(4.0), torch.arange(64.0))]
+    >>> layer = prune(model, 0.5, found).encoder.layer[0]
+    >>> layer.attention.self.query.out_features, layer.output.dense.in_features
+    (16, 32)
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; more than 0, at most 1 is needed.")

@@ -104,8 +104,8 @@ def compress(
             that `encoder_layers` finds are not meant.
         shifted: with `sequential`, and Linears only: fit each module to the outputs it
             had in the dense model, which is walked beside the copy at twice the cost.
-        rows: with `shifted`: {module name: how much an error in each output matters},
-            as in `factorize_weighted`.
+        rows: with `Shifted(gradients=True)`: {module name: how much an error in each
+            output matters}, as in `factorize_weighted`.
 
     Returns:
         The copy; `report(copy)` says what was changed and what was left.
@@ -139,6 +139,11 @@ def compress(
         if not sequential:
             raise ValueError("shifted goes with sequential=True and batches.")
         check_linears(model, ranks)
+    if (shifted is not None and shifted.gradients) != (rows is not None):
+        raise ValueError("rows and Shifted(gradients=True) go together; give both.")
+    unfelt = [name for name in ranks if rows is not None and name not in rows]
+    if unfelt:
+        raise ValueError(f"rows lack {', '.join(unfelt)}; every module needs its own.")
     ties = _broken_ties(model, ranks)
     small = copy.deepcopy(model)
     seen: dict[str, SecondMoment] = {}

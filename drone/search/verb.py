@@ -229,7 +229,7 @@ def _by_relative(
             raise ValueError(f"{relative} needs batches; give batches=….")
         kept, rows = list(batches), None
         if relative.gradients:
-            check_linears(model, ranks)
+            check_linears(model, ranks)  # before a pass over the data is spent
             felt = calibrate_gradients(model, kept, ranks, loss)
             rows = {name: each.outputs for name, each in felt.items()}
         return by_ranks.compress(

@@ -81,6 +81,15 @@ def test_its_outputs_count_as_the_loss_of_the_dense_model_feels_them(
         drone.compress(
             tiny_bert, RANKS, batches=plain, relative=Shifted(gradients=True)
         )
+    weighed = {name: each.outputs for name, each in felt.items()}
+    for relative, given, said in [
+        (Shifted(gradients=True), None, "go together"),
+        (Shifted(), weighed, "go together"),
+        (Shifted(gradients=True), {FIRST: weighed[FIRST]}, f"rows lack {INSIDE}, "),
+    ]:
+        how = {"sequential": True, "shifted": relative, "rows": given}
+        with pytest.raises(ValueError, match=said):
+            compress(tiny_bert, RANKS, batches=rows, **how)
 
 
 def test_without_an_anchor_it_is_the_papers_order(tiny_bert: PreTrainedModel) -> None:
