@@ -26,7 +26,7 @@ from drone.lab.batches import tokenize
 from drone.lab.cases import Case, case_key, pack, read_cases, run_case
 from drone.lab.ladder import RATES, START, best_of, climb
 from drone.lab.loop import Loss, logits_of, task_loss, train
-from drone.lab.methods import Methods
+from drone.lab.methods import FITTED, Methods
 from drone.lab.metrics import METRICS
 from drone.lab.parts import Rows, Split, pad_rows, split
 from drone.lab.speeds import Speeds
@@ -197,8 +197,12 @@ class Bench:
     @cached_property
     def calibration(self) -> list[dict[str, Tensor]]:
         """Rows that calibrate and judge ranks, as batches."""
-        most = self.settings["calibration_rows"]
-        rows = self._corpus[0].select(self.split.calibration[:most])
+        return self._batches(self.split.calibration)
+
+    def _batches(self, numbers: np.ndarray) -> list[dict[str, Tensor]]:
+        """The first of these rows, as many as calibrate."""
+        count = len(self.split.calibration[: self.settings["calibration_rows"]])
+        rows = self._corpus[0].select(numbers[:count])
         return [batch for _, batch in rows.batches(CALIBRATION_BATCH)]
 
     @property
@@ -284,6 +288,15 @@ class Bench:
     def _methods(self) -> Methods:
         return Methods(self.model, self.calibration, self.speeds)
 
+    @cached_property
+    def _fitted(self) -> Methods:
+        """What chapter 5 compares them with: rows that the model may know by heart."""
+        return Methods(self.model, self._batches(self.split.fit), self.speeds)
+
+    def methods_of(self, method: str) -> Methods:
+        """What finds and builds a method's models, with the rows that it looks at."""
+        return self._fitted if method.endswith(FITTED) else self._methods
+
     # --- ranks --------------------------------------------------------------------
 
     def ranks(self, method: str, speedup: float) -> Case:
@@ -295,12 +308,12 @@ class Bench:
         """
         settings = self.on_dense() | {"method": method, "speedup": speedup}
         settings["times"] = _digest(self.speeds.to_json())
-        if method == "drone-algorithm2":
+        if method.removesuffix(FITTED) == "drone-algorithm2":
             settings["first_budget"] = self.budget
 
         def find(_: Mapping[str, Any]) -> dict[str, Any]:
-            plan = self._methods.find(method, speedup, self.budget)
-            small = self._methods.build(method, plan)
+            plan = self.methods_of(method).find(method, speedup, self.budget)
+            small = self.methods_of(method).build(method, plan)
             self._built[method, speedup] = small
             return plan | {
                 "calibration_loss": self._methods.loss(small),
@@ -318,7 +331,8 @@ class Bench:
         """A method's model before any retraining."""
         plan = self.ranks(method, speedup).result
         if (method, speedup) not in self._built:
-            self._built[method, speedup] = self._methods.build(method, plan)
+            built = self.methods_of(method).build(method, plan)
+            self._built[method, speedup] = built
         return self._built[method, speedup]
 
     # --- retraining ---------------------------------------------------------------

@@ -49,7 +49,7 @@ RECIPES = {
 
 def run(
     bench: Bench,
-    speedup: float,
+    speedups: Sequence[float],
     methods: Sequence[str],
     arms: Sequence[str],
     rates_of: int | None = None,
@@ -59,7 +59,8 @@ def run(
 
     Args:
         bench: of one dense model.
-        speedup: predicted, above 1.
+        speedups: predicted, above 1; each stage at all of them, for what a search
+            measures serves every speed.
         methods: of `drone.lab.methods.METHODS`, in this order.
         arms: names of retrainings, in this order, every method at one before the next.
         rates_of: take the rates that this seed chose; None: choose.
@@ -67,19 +68,21 @@ def run(
             retrained, scored in each.
     """
     _say(bench, "dense", bench.dense())
-    for method in methods:
+    wanted = [(method, speedup) for speedup in speedups for method in methods]
+    for method, speedup in wanted:
         case = bench.ranks(method, speedup)
         _say(bench, f"{method} {case.result['speedup']:.3f}x", case)
     for name in arms:
-        for method in methods:
+        for method, speedup in wanted:
             rate = None
             if rates_of is not None and Arm.named(name).share:
                 rate = bench.rate_of_seed(rates_of, method, speedup, name)
             case = bench.retrain(method, speedup, name, rate)
-            _say(bench, f"{method} + {name}, rate {case.result['rate']}", case)
+            what = f"{method} {speedup:g}x + {name}, rate {case.result['rate']}"
+            _say(bench, what, case)
     for form in forms:
-        for method, speed in [(DENSE, 1.0), *((m, speedup) for m in methods)]:
-            _say(bench, f"{method} in {form}", score(bench, method, speed, form))
+        for method, speedup in [(DENSE, 1.0), *wanted]:
+            _say(bench, f"{method} in {form}", score(bench, method, speedup, form))
 
 
 def _say(bench: Bench, what: str, case: Case) -> None:
@@ -109,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--weights", type=Path, help="folder of dense weights; default: STORE/weights"
     )
-    parser.add_argument("--speedup", type=float, default=2.0)
+    parser.add_argument("--speedup", default="2", help="one, or several: 1.5,2,3")
     parser.add_argument(
         "--budget", type=float, default=0.15, help="that Algorithm 2 tries first"
     )
@@ -140,6 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Arm.named(name)
         except ValueError as error:
             parser.error(str(error))
+    try:
+        speedups = [float(each) for each in asked.speedup.split(",")]
+    except ValueError:
+        parser.error(f"--speedup {asked.speedup}: numbers such as 1.5,2,3 are needed.")
     usual = RECIPES.get((asked.encoder.removesuffix("-float16"), asked.task))
     if usual is None and not (asked.epochs and asked.rate):
         parser.error("no recipe for this encoder and task: give --epochs and --rate.")
@@ -172,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device,
         asked.budget,
     )
-    run(bench, asked.speedup, methods, arms, asked.rates_of, forms)
+    run(bench, speedups, methods, arms, asked.rates_of, forms)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ METHODS = {
     "drone-fraction": "data-aware in order, as svd-fraction",
     "drone-latency": "data-aware in order, ranks as svd-latency",
     "drone-algorithm2": "data-aware in order, Algorithm 2; knob: its budget",
+    "drone-algorithm2-fitted": "the same, on rows that the model was fitted to",
 }
+FITTED = "-fitted"  # calibrated and searched on as many of the fit rows
 MEASURED = 3  # ranks of each module whose loss is measured; between them interpolated
 
 _Found = Mapping[str, Factorization | AttentionFactorization]
@@ -61,6 +63,10 @@ class Methods:
     speeds: Speeds
     # plain SVDs, the same for every method and speed
     svds: dict[str, Factorization | AttentionFactorization] = field(
+        default_factory=dict, repr=False
+    )
+    # of `svd` and `drone`: costs, and what each module alone adds; for every speed
+    alone: dict[str, tuple[Costs, dict[str, np.ndarray]]] = field(
         default_factory=dict, repr=False
     )
 
@@ -93,7 +99,7 @@ class Methods:
             plan = self._fraction(speedup)
         elif method.endswith("-latency"):
             plan = self._latency(method, speedup)
-        elif method == "drone-algorithm2":
+        elif method.removesuffix(FITTED) == "drone-algorithm2":
             plan = self._algorithm_2(speedup, start)
         else:
             raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}.")
@@ -143,9 +149,21 @@ class Methods:
         return _plan(costs, ranks) | {"knobs": [[float(best), costs.speedup(ranks)]]}
 
     def _latency(self, method: str, speedup: float) -> dict[str, Any]:
+        family = method.removesuffix("-latency")
+        if family not in self.alone:
+            self.alone[family] = self._measured(family)
+        costs, increases = self.alone[family]
+        ranks = least_loss(costs, increases, speedup)
+        return _plan(costs, ranks) | {
+            "knobs": [[speedup, costs.speedup(ranks)]],
+            "temperature": self._judged[1],
+        }
+
+    def _measured(self, family: str) -> tuple[Costs, dict[str, np.ndarray]]:
+        """Return costs, and what each module alone adds to the loss; takes minutes."""
         names = searchable(self.model)
         measured = self.speeds.of(names).faster()
-        if method.startswith("svd-"):
+        if family == "svd":
             found = self._svds(names)
         else:
             modules = {n: self.model.get_submodule(n) for n in names}
@@ -153,11 +171,7 @@ class Methods:
             moments = calibrate(self.model, self.batches, sources)
             found = factorize_modules(self.model, names, moments)
         costs = fill(measured).faster()
-        ranks = least_loss(costs, self._increases(found, measured, costs), speedup)
-        return _plan(costs, ranks) | {
-            "knobs": [[speedup, costs.speedup(ranks)]],
-            "temperature": self._judged[1],
-        }
+        return costs, self._increases(found, measured, costs)
 
     def _increases(
         self, found: _Found, measured: Costs, costs: Costs

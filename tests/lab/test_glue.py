@@ -77,7 +77,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture
 def store(finished: list[Path], capsys: pytest.CaptureFixture[str]) -> Path:
     folder = finished[0]
-    glue_job.run(make_bench(folder), 1.5, METHODS, ("none", "paper", "0.5x1"))
+    glue_job.run(make_bench(folder), [1.5], METHODS, ("none", "paper", "0.5x1"))
     return folder
 
 
@@ -92,9 +92,36 @@ def test_a_finished_case_is_not_repeated(
     monkeypatch.setattr(glue, "train", never)
     monkeypatch.setattr(glue.Methods, "find", never)
     capsys.readouterr()
-    glue_job.run(make_bench(store), 1.5, METHODS, ("none", "paper", "0.5x1"))
+    glue_job.run(make_bench(store), [1.5], METHODS, ("none", "paper", "0.5x1"))
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 13 and all("(found)" in line for line in said)
+
+
+def test_a_fitted_search_looks_at_fit_rows_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(tmp_path)
+    seen = {}
+
+    def find(self: glue.Methods, method: str, *_: Any) -> dict[str, Any]:
+        seen[method] = self.batches
+        names = list(bench.speeds.costs.modules)
+        return {"ranks": {names[-1]: 4}, "speedup": 1.5, "weights_share": 0.9}
+
+    monkeypatch.setattr(glue.Methods, "find", find)
+    for method in ("drone-algorithm2", "drone-algorithm2-fitted"):
+        case = bench.ranks(method, 1.5)
+        assert case.settings["first_budget"] == 0.15
+        assert case.result["calibration_loss"] > 0
+    parts = (bench.split.calibration, bench.split.fit)
+    rows = [bench._corpus[0].select(part) for part in parts]
+    for batches, part in zip(seen.values(), rows, strict=True):
+        found = torch.cat([batch["labels"] for batch in batches])
+        assert len(found) == len(bench.split.calibration)
+        known = {tuple(ids[ids > 0].tolist()) for ids in part.inputs["input_ids"]}
+        for batch in batches:
+            for ids in batch["input_ids"]:
+                assert tuple(ids[ids > 0].tolist()) in known
 
 
 def test_a_stopped_job_goes_on_where_it_was(
@@ -113,7 +140,7 @@ def test_a_stopped_job_goes_on_where_it_was(
         return real(self, settings, arm)
 
     monkeypatch.setattr(Bench, "_retrain", counted)
-    glue_job.run(make_bench(again), 1.5, METHODS, ("none", "paper", "0.5x1"))
+    glue_job.run(make_bench(again), [1.5], METHODS, ("none", "paper", "0.5x1"))
     assert len(runs) == 1
     new = json.loads(gone.read_text())["result"]
     assert new == json.loads(whole[gone.name])["result"]  # and to the same numbers
@@ -146,7 +173,7 @@ def test_development_rows_do_nothing_but_report(
     corpus = glue.cached_property(turned)
     corpus.__set_name__(Bench, "_corpus")
     monkeypatch.setattr(Bench, "_corpus", corpus)
-    glue_job.run(make_bench(tmp_path), 1.5, METHODS, ("none", "paper", "0.5x1"))
+    glue_job.run(make_bench(tmp_path), [1.5], METHODS, ("none", "paper", "0.5x1"))
     was, now = results(store), results(tmp_path)
     assert len(was) == len(now)
     for a, b in zip(was, now, strict=True):
@@ -171,7 +198,7 @@ def test_calibration_rows_and_held_rows_are_never_fitted_to(
         real(model, rows, *rest)
 
     monkeypatch.setattr(glue, "train", watched)
-    glue_job.run(bench, 1.5, ["first-layers"], ["paper", "0.5x1"])
+    glue_job.run(bench, [1.5], ["first-layers"], ["paper", "0.5x1"])
     ids = bench._corpus[0].inputs["input_ids"]
     fitted = {tuple(row.tolist()) for rows in seen for row in rows}
     parts = np.concatenate([bench.split.calibration, bench.split.held])
@@ -218,7 +245,7 @@ def test_a_rate_may_be_taken_from_another_seed(store: Path) -> None:
 
 def test_a_model_is_scored_in_each_format(store: Path) -> None:
     bench = make_bench(store)
-    glue_job.run(bench, 1.5, ["drone-latency"], (), forms=list(FORMATS))
+    glue_job.run(bench, [1.5], ["drone-latency"], (), forms=list(FORMATS))
     dense, small = bench.dense(), bench.retrain("drone-latency", 1.5, "none")
     plain = score(bench, "drone-latency", 1.5, "float32").result
     assert plain["dev_logits"] == small.result["dev_logits"]
@@ -238,7 +265,7 @@ def test_a_model_is_scored_in_each_format(store: Path) -> None:
 
 
 def test_what_is_served_is_the_score_and_every_clock_of_it(store: Path) -> None:
-    glue_job.run(make_bench(store), 1.5, ["drone-latency"], (), forms=list(FORMATS))
+    glue_job.run(make_bench(store), [1.5], ["drone-latency"], (), forms=list(FORMATS))
     with pytest.raises(ValueError, match="no clock that timed them all"):
         served(store, "minilm", "agreement")
     cases = read_cases(store, "formats")

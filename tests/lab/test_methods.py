@@ -94,6 +94,19 @@ def test_the_knob_meets_the_speed(
         assert costs.speedup(plan["ranks"]) == pytest.approx(plan["speedup"])
 
 
+@pytest.mark.parametrize("method", ["svd-latency", "drone-latency"])
+def test_what_a_latency_search_measures_serves_every_speed(
+    methods: Methods, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = Methods(methods.model, methods.batches, methods.speeds)
+    wanted = {speed: methods.find(method, speed) for speed in (1.5, 2.0)}
+    fresh.find(method, 2.0)
+    monkeypatch.setattr(Methods, "_increases", None)  # measured once more: an error
+    for speed, plan in wanted.items():
+        assert fresh.find(method, speed)["ranks"] == plan["ranks"]
+    assert wanted[1.5]["ranks"] != wanted[2.0]["ranks"]
+
+
 def test_algorithm_2_turns_its_budget_until_the_speed_is_met(
     methods: Methods, monkeypatch: pytest.MonkeyPatch
 ) -> None:
