@@ -6,7 +6,6 @@ rounds share that: the process is the unit of the interval, not the round. Chapt
 """
 
 import argparse
-import copy
 import json
 import subprocess
 import sys
@@ -61,22 +60,14 @@ def shaped(model: PreTrainedModel, plan: Plan) -> nn.Module:
     if "layers" in plan:
         small: nn.Module = only_layers(model, plan["layers"])
     elif "ranks" in plan or "format" in plan:
-        small = _thin(model, plan.get("ranks", {}))
+        ranks = plan.get("ranks", {})
+        small, put = costs.thin_model(model, ranks)
+        gone = sorted(ranks.keys() - put)
+        if gone:
+            raise ValueError(f"a thin block has no {gone[0]}; one of the two is needed.")
     else:
         raise ValueError(f"a plan has ranks or layers; this one {sorted(plan)}.")
     return FORMATS[form](small)
-
-
-def _thin(model: PreTrainedModel, ranks: Mapping[str, int]) -> PreTrainedModel:
-    """Return a copy with random factors of these ranks."""
-    small = copy.deepcopy(model)
-    # blocks first: a thin block takes over the values it holds
-    linear = {n: isinstance(small.get_submodule(n), nn.Linear) for n in ranks}
-    for name in sorted(ranks, key=linear.__getitem__):
-        thin = costs._thin(small.get_submodule(name), ranks[name])
-        small.set_submodule(name, thin)
-    small.eval()
-    return small
 
 
 def dense_model(encoder: str, source: str) -> PreTrainedModel:

@@ -1,8 +1,9 @@
 """What each module costs at each rank it may have: weights and milliseconds."""
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,7 @@ from drone.layers.linear import (
 from drone.layers.lstm import Recurrent
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import break_even_rank
-from drone.model.adapters import encoder_linears, known_blocks, module_named
+from drone.model.adapters import encoder_linears, known_blocks, module_named, swap
 from drone.timing import clock_of, time_calls
 
 # Shares of the largest rank that saves multiply-adds.
@@ -45,8 +46,9 @@ class ModuleCosts:
         weights: numbers in its matrices, one entry more than `ranks`. Each is used
             once a token, so these are its multiply-adds a token too. Of an attention
             block: in the queries and keys.
-        seconds: measured, of all its calls in one pass of the batch that was timed. Of
-            a block: with its values (and output projection, where it has one) dense.
+        seconds: measured, of all its calls in one pass of the batch that was timed, as
+            they count in that pass (`measure`). Of a block: with its values (and output
+            projection, where it has one) dense.
         grid: all ranks that were measured, where `faster` has left some out; else ().
     """
 
@@ -217,7 +219,12 @@ def measure(
     One module of each kind is timed, on each input it gets in this batch: one that is
     called several times in a pass costs the sum of its calls. All kinds and ranks take
     turns, so that each finds the caches as another left them. Thin modules are filled
-    with random numbers: time does not depend on them. Chapter 5.
+    with random numbers: time does not depend on them.
+
+    In a pass a module finds its inputs in the caches, and alone it does not, so what
+    modules save alone is less than what they save together. The quickest ranks of all
+    are timed as a whole model, and all seconds get the one factor that makes the
+    prediction right for it. Chapter 5.
 
     Args:
         model: in eval mode.
@@ -235,7 +242,7 @@ def measure(
     if any(module.training for module in model.modules()):
         raise ValueError("the model is in training mode; call its eval() first.")
     batch = to_device(batch, model)
-    calls: dict[str, Callable[[], Any]] = {"whole": partial(model, **batch)}
+    calls: dict[str, Callable[[], Any]] = {}
     ranks: dict[str, tuple[int, ...]] = {}
     kinds: dict[str, str] = {}
     made: dict[str, list[int]] = {}  # of each kind: how often each of its inputs comes
@@ -255,9 +262,7 @@ def measure(
                 for number, seen in enumerate(inputs[name]):
                     call = partial(candidate, *seen.args, **seen.kwargs)
                     calls[f"{kind}/{option}/{number}"] = call
-        clock = dict.fromkeys(calls, clock_of(model, batch))
-        times = time_calls(calls, repeats, devices=clock)
-    median = {call: float(np.median(seconds)) for call, seconds in times.items()}
+        median = _medians(calls, repeats, clock_of(model, batch))
     found = {}
     for name, module in modules.items():
         kind = kinds[name]
@@ -267,7 +272,65 @@ def measure(
             for o in range(len(weights))
         )
         found[name] = ModuleCosts(kind, ranks[kind], weights, seconds)
-    return Costs(median["whole"], found)
+    return _together(model, batch, found, repeats)
+
+
+def _medians(
+    calls: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
+) -> dict[str, float]:
+    """Time calls in turn: {name: median seconds}."""
+    times = time_calls(calls, repeats, devices=dict.fromkeys(calls, device))
+    return {call: float(np.median(seconds)) for call, seconds in times.items()}
+
+
+def _together(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    alone: dict[str, ModuleCosts],
+    repeats: int,
+) -> Costs:
+    """Scale what modules take alone to what they save in a pass; add the whole's time.
+
+    One factor for all, from the model with each module at its quickest rank. Where that
+    saves nothing, alone or together, there is nothing to scale.
+    """
+    quickest = Costs(0.0, alone).smallest(by_seconds=True)
+    # a query inside a block that is thin is timed too, and is not there any more
+    thin, put = thin_model(model, quickest)
+    calls = {"whole": partial(model, **batch), "thin": partial(thin, **batch)}
+    with torch.inference_mode():
+        median = _medians(calls, repeats, clock_of(model, batch))
+    whole, saved = median["whole"], median["whole"] - median["thin"]
+    saved_alone = -Costs(0.0, alone).latency({name: quickest[name] for name in put})
+    factor = saved / saved_alone if saved > 0 and saved_alone > 0 else 1.0
+    scaled = {
+        name: replace(costs, seconds=tuple(factor * s for s in costs.seconds))
+        for name, costs in alone.items()
+    }
+    return Costs(whole, scaled)
+
+
+def thin_model(
+    model: nn.Module, ranks: Mapping[str, int]
+) -> tuple[nn.Module, list[str]]:
+    """Return a copy with random factors of these ranks, to be timed, and what is thin.
+
+    Blocks come first, for a thin block takes over the values it holds. Queries and keys
+    of a block that is thin are thin with it, and are left out.
+
+    Args:
+        model: whose modules are dense.
+        ranks: {module name: rank}.
+    """
+    small = copy.deepcopy(model)
+    modules = {name: module_named(model, name) for name in ranks}
+    blocks = [name for name, module in modules.items() if not is_linear(module)]
+    inside = {part for name in blocks for part in query_and_key(modules[name])}
+    linears = [name for name in ranks if name not in blocks]
+    put = blocks + [name for name in linears if modules[name] not in inside]
+    for name in put:
+        swap(small, name, _thin(small.get_submodule(name), ranks[name]))
+    return small.eval(), put
 
 
 def _ranks(module: nn.Module, grid: Sequence[float]) -> tuple[int, ...]:
@@ -348,8 +411,10 @@ def _thin(module: nn.Module, rank: int) -> nn.Module:
     if is_linear(module):
         module = as_linear(module)
         weight = module.weight
-        left = torch.randn(weight.shape[0], rank, generator=draw).to(weight)
-        right = torch.randn(rank, weight.shape[1], generator=draw).to(weight)
+        # of about the size of what comes in, so that a whole pass does not overflow
+        left = torch.randn(weight.shape[0], rank, generator=draw) / rank**0.5
+        right = torch.randn(rank, weight.shape[1], generator=draw)
+        left, right = left.to(weight), (right / weight.shape[1] ** 0.5).to(weight)
         return LowRankLinear(left, right, module.bias).eval()
     query, _ = query_and_key(module)
     rows, dim = query.weight.shape

@@ -258,9 +258,62 @@ def test_each_rank_gets_the_median_of_its_own_time(
         for rank, seconds in zip(module.ranks, module.seconds, strict=False):
             small = compress(family, {name: rank})
             assert seconds == parameters(small.get_submodule(name))
-    # One of each kind is timed at its three ranks and dense, and the whole.
-    (calls,) = clock
-    assert len(calls) == 1 + 4 * 4
+    # One of each kind is timed at its three ranks and dense, and then the whole.
+    calls, pair = clock
+    assert len(calls) == 4 * 4 and list(pair) == ["whole", "thin"]
+
+
+def test_what_modules_save_is_what_they_save_together(
+    family: PreTrainedModel,
+    padded_batch: Batch,
+    clock: list[Mapping[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone = measure(family, padded_batch, grid=COARSE, repeats=5)
+    by_numbers = costs.time_calls
+
+    def slower_alone(calls: Mapping[str, Any], *rest: Any, **more: Any) -> Any:
+        times = by_numbers(calls, *rest, **more)
+        late = 0 if "whole" in calls else 500  # as a module alone, dense or thin
+        return {name: 0.7 * seconds + late for name, seconds in times.items()}
+
+    monkeypatch.setattr(costs, "time_calls", slower_alone)
+    found = measure(family, padded_batch, grid=COARSE, repeats=5)
+    quickest = found.smallest(by_seconds=True)
+    assert found.speedup(quickest) == pytest.approx(alone.speedup(quickest))
+    assert set(quickest.values()) == {m.ranks[0] for m in found.modules.values()}
+    one = next(iter(quickest))
+    assert found.latency({}) - found.latency({one: quickest[one]}) == pytest.approx(
+        0.7 * (alone.latency({}) - alone.latency({one: quickest[one]}))
+    )
+
+
+def test_a_pass_that_thin_modules_do_not_shorten_leaves_the_times_as_they_are(
+    family: PreTrainedModel, padded_batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count(calls: Mapping[str, Any], repeats: int, **_: Any) -> dict[str, Any]:
+        return {
+            name: np.full(repeats, 9.0 if name in ("whole", "thin") else i + 1.0)
+            for i, name in enumerate(calls)
+        }
+
+    monkeypatch.setattr(costs, "time_calls", count)
+    found = measure(family, padded_batch, grid=COARSE, repeats=2)
+    assert found.whole == 9.0
+    seconds = {s for module in found.modules.values() for s in module.seconds}
+    assert seconds == set(map(float, range(1, 17)))
+
+
+def test_a_query_inside_a_thin_block_is_timed_and_not_counted_twice(
+    tiny_bert: PreTrainedModel, padded_batch: Batch, clock: list[Mapping[str, Any]]
+) -> None:
+    block = "bert.encoder.layer.0.attention.self"
+    names = [block, f"{block}.query", f"{block}.value"]
+    found = measure(tiny_bert, padded_batch, names, grid=COARSE, repeats=5)
+    _, put = costs.thin_model(tiny_bert, {name: 2 for name in names})
+    assert put == [block, f"{block}.value"]
+    for name, module in found.modules.items():  # the clock counts numbers: factor 1
+        assert module.seconds[-1] == parameters(tiny_bert.get_submodule(name))
 
 
 def test_linears_with_and_without_bias_or_on_other_lengths_are_of_other_kinds() -> None:
