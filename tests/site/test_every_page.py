@@ -259,6 +259,23 @@ def test_the_search_finds_a_word(address, page):
 
 
 @needs_browser
+def test_the_search_shows_formulas_in_letters(address, page):
+    page.goto(address + "search.html?q=Frobenius", wait_until="load")
+    page.wait_for_selector("#search-results p.context", timeout=15_000)
+    page.wait_for_function("Search._pulse_status < 0")  # all are listed
+    page.wait_for_load_state("networkidle")  # and each has its piece of text
+    said = page.evaluate(
+        r"""() => [
+          "\(\lVert W-\hat W\rVert_F^2\)", "\frac{mn}{m+n}",
+          "\begin{aligned}&\sigma_{k+1}\\ W\in\R^{m\times n}\end{aligned}",
+        ].map(readable)"""
+    )
+    assert said == ["‖W-W\u0302‖_F^2", "(mn)/(m+n)", "σ_k+1 W∈ℝ^m×n"]
+    shown = page.locator("#search-results").inner_text()
+    assert "\" not in shown
+
+
+@needs_browser
 def test_a_solution_opens_on_click(address, page):
     page.goto(address + CHAPTER, wait_until="load")
     solution = page.locator(".solution.dropdown").first
