@@ -1,4 +1,4 @@
-"""The page of the search says formulas in letters, not in TeX; see search_formulas.js."""
+"""The search page says formulas in letters, not in TeX; see search_formulas.js."""
 
 from typing import Any
 

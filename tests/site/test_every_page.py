@@ -272,7 +272,7 @@ def test_the_search_shows_formulas_in_letters(address, page):
     )
     assert said == ["‖W-W\u0302‖_F^2", "(mn)/(m+n)", "σ_k+1 W∈ℝ^m×n"]
     shown = page.locator("#search-results").inner_text()
-    assert "\" not in shown
+    assert "\\" not in shown
 
 
 @needs_browser
