@@ -64,7 +64,9 @@ def shaped(model: PreTrainedModel, plan: Plan) -> nn.Module:
         small, put = costs.thin_model(model, ranks)
         gone = sorted(ranks.keys() - put)
         if gone:
-            raise ValueError(f"a thin block has no {gone[0]}; one of the two is needed.")
+            raise ValueError(
+                f"a thin block has no {gone[0]}; one of the two is needed."
+            )
     else:
         raise ValueError(f"a plan has ranks or layers; this one {sorted(plan)}.")
     return FORMATS[form](small)

@@ -6,6 +6,7 @@ serves a laptop and a GPU.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,8 +60,8 @@ def run(
 
     Args:
         bench: of one dense model.
-        speedups: predicted, above 1; each stage at all of them, for what a search
-            measures serves every speed.
+        speedups: predicted, above 1, one after the other; what a search measured
+            serves the later ones too.
         methods: of `drone.lab.methods.METHODS`, in this order.
         arms: names of retrainings, in this order, every method at one before the next.
         rates_of: take the rates that this seed chose; None: choose.
@@ -68,21 +69,22 @@ def run(
             retrained, scored in each.
     """
     _say(bench, "dense", bench.dense())
-    wanted = [(method, speedup) for speedup in speedups for method in methods]
-    for method, speedup in wanted:
-        case = bench.ranks(method, speedup)
-        _say(bench, f"{method} {case.result['speedup']:.3f}x", case)
-    for name in arms:
-        for method, speedup in wanted:
-            rate = None
-            if rates_of is not None and Arm.named(name).share:
-                rate = bench.rate_of_seed(rates_of, method, speedup, name)
-            case = bench.retrain(method, speedup, name, rate)
-            what = f"{method} {speedup:g}x + {name}, rate {case.result['rate']}"
-            _say(bench, what, case)
-    for form in forms:
-        for method, speedup in [(DENSE, 1.0), *wanted]:
-            _say(bench, f"{method} in {form}", score(bench, method, speedup, form))
+    for speedup in speedups:
+        for method in methods:
+            case = bench.ranks(method, speedup)
+            _say(bench, f"{method} {case.result['speedup']:.3f}x", case)
+        for name in arms:
+            for method in methods:
+                rate = None
+                if rates_of is not None and Arm.named(name).share:
+                    rate = bench.rate_of_seed(rates_of, method, speedup, name)
+                case = bench.retrain(method, speedup, name, rate)
+                what = f"{method} {speedup:g}x + {name}, rate {case.result['rate']}"
+                _say(bench, what, case)
+        for form in forms:
+            for method, speed in [(DENSE, 1.0), *((m, speedup) for m in methods)]:
+                found = score(bench, method, speed, form)
+                _say(bench, f"{method} {speed:g}x in {form}", found)
 
 
 def _say(bench: Bench, what: str, case: Case) -> None:
@@ -147,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         speedups = [float(each) for each in asked.speedup.split(",")]
     except ValueError:
         parser.error(f"--speedup {asked.speedup}: numbers such as 1.5,2,3 are needed.")
+    if not all(1 < each < math.inf for each in speedups):
+        parser.error(f"--speedup {asked.speedup}: each is to be above 1.")
     usual = RECIPES.get((asked.encoder.removesuffix("-float16"), asked.task))
     if usual is None and not (asked.epochs and asked.rate):
         parser.error("no recipe for this encoder and task: give --epochs and --rate.")

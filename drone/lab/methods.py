@@ -65,8 +65,9 @@ class Methods:
     svds: dict[str, Factorization | AttentionFactorization] = field(
         default_factory=dict, repr=False
     )
-    # of `svd` and `drone`: costs, and what each module alone adds; for every speed
-    alone: dict[str, tuple[Costs, dict[str, np.ndarray]]] = field(
+    # of `svd` and `drone`, for every speed: costs, what each module alone adds, and the
+    # seconds that this took
+    alone: dict[str, tuple[Costs, dict[str, np.ndarray], float]] = field(
         default_factory=dict, repr=False
     )
 
@@ -87,7 +88,9 @@ class Methods:
             What `build` needs, `ranks` or `layers`, and what is known of it: the
             predicted `speedup`, `weights_share` of the encoder layers' Linears, `loss`
             that Algorithm 2 ended at, `knobs` tried with what they gave, the
-            `temperature` of the model whose loss was looked at, `seconds`.
+            `temperature` of the model whose loss was looked at, `seconds`; of a latency
+            search `measured_seconds`, of the part that serves every speed, whichever
+            speed came first.
 
         Raises:
             ValueError: no such method, or a speed that its smallest ranks do not reach.
@@ -151,12 +154,15 @@ class Methods:
     def _latency(self, method: str, speedup: float) -> dict[str, Any]:
         family = method.removesuffix("-latency")
         if family not in self.alone:
-            self.alone[family] = self._measured(family)
-        costs, increases = self.alone[family]
+            started = time.perf_counter()
+            measured = self._measured(family)
+            self.alone[family] = (*measured, time.perf_counter() - started)
+        costs, increases, seconds = self.alone[family]
         ranks = least_loss(costs, increases, speedup)
         return _plan(costs, ranks) | {
             "knobs": [[speedup, costs.speedup(ranks)]],
             "temperature": self._judged[1],
+            "measured_seconds": seconds,
         }
 
     def _measured(self, family: str) -> tuple[Costs, dict[str, np.ndarray]]:

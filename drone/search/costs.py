@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -33,6 +34,8 @@ from drone.timing import clock_of, time_calls
 
 # Shares of the largest rank that saves multiply-adds.
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+LEAST = 0.05  # of a pass: whoever saves less cannot be told from the clock's noise
+VERSION = 2  # since 2 seconds say what modules save together; part of a search's key
 ALIGNED = 8  # ranks are multiples of it: kernels work on blocks of so many numbers
 
 
@@ -216,15 +219,11 @@ def measure(
 ) -> Costs:
     """Measure what each module costs dense and at each rank of the grid.
 
-    One module of each kind is timed, on each input it gets in this batch: one that is
-    called several times in a pass costs the sum of its calls. All kinds and ranks take
-    turns, so that each finds the caches as another left them. Thin modules are filled
-    with random numbers: time does not depend on them.
-
-    In a pass a module finds its inputs in the caches, and alone it does not, so what
-    modules save alone is less than what they save together. The quickest ranks of all
-    are timed as a whole model, and all seconds get the one factor that makes the
-    prediction right for it. Chapter 5.
+    Modules are timed alone (`measure_alone`), and what they save alone is not quite
+    what they save in a pass: there a thin one finds its inputs in the caches. So the
+    model with each module at its quickest rank is timed beside the dense one, and all
+    seconds get the one factor that makes the prediction right for it. Where these ranks
+    save less than `LEAST` of the pass, nothing is scaled. Chapter 5.
 
     Args:
         model: in eval mode.
@@ -236,6 +235,30 @@ def measure(
     Raises:
         ValueError: a name the model does not have, a module that cannot be compressed
             or is never reached, a model in training mode.
+
+    Warns:
+        UserWarning: the thinnest model is no faster than the dense one, though its
+            modules are, alone; then nothing is scaled.
+    """
+    alone = measure_alone(model, batch, names, grid, repeats)
+    return _together(model, to_device(batch, model), alone, repeats)
+
+
+def measure_alone(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    names: Iterable[str] | None = None,
+    grid: Sequence[float] = GRID,
+    repeats: int = 20,
+) -> dict[str, ModuleCosts]:
+    """Measure each module by itself: {name: costs}.
+
+    One module of each kind is timed, on each input it gets in this batch: one that is
+    called several times in a pass costs the sum of its calls. All kinds and ranks take
+    turns, so that each finds the caches as another left them. Thin modules are filled
+    with random numbers.
+
+    Args, Raises: those of `measure`.
     """
     names = searchable(model) if names is None else list(names)
     modules = {name: module_named(model, name) for name in names}
@@ -262,7 +285,9 @@ def measure(
                 for number, seen in enumerate(inputs[name]):
                     call = partial(candidate, *seen.args, **seen.kwargs)
                     calls[f"{kind}/{option}/{number}"] = call
-        median = _medians(calls, repeats, clock_of(model, batch))
+        clock = dict.fromkeys(calls, clock_of(model, batch))
+        times = time_calls(calls, repeats, devices=clock)
+    median = {call: float(np.median(seconds)) for call, seconds in times.items()}
     found = {}
     for name, module in modules.items():
         kind = kinds[name]
@@ -272,15 +297,7 @@ def measure(
             for o in range(len(weights))
         )
         found[name] = ModuleCosts(kind, ranks[kind], weights, seconds)
-    return _together(model, batch, found, repeats)
-
-
-def _medians(
-    calls: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
-) -> dict[str, float]:
-    """Time calls in turn: {name: median seconds}."""
-    times = time_calls(calls, repeats, devices=dict.fromkeys(calls, device))
-    return {call: float(np.median(seconds)) for call, seconds in times.items()}
+    return found
 
 
 def _together(
@@ -291,18 +308,35 @@ def _together(
 ) -> Costs:
     """Scale what modules take alone to what they save in a pass; add the whole's time.
 
-    One factor for all, from the model with each module at its quickest rank. Where that
-    saves nothing, alone or together, there is nothing to scale.
+    Ranks that are slower alone stay out, as they do in a search, and products that are
+    made a step at a time, which leave a fused kernel of their own.
     """
-    quickest = Costs(0.0, alone).smallest(by_seconds=True)
-    # a query inside a block that is thin is timed too, and is not there any more
+    quick = {
+        name: costs.faster()
+        for name, costs in alone.items()
+        if not isinstance(module_named(model, name), Recurrent)
+    }
+    quickest = Costs(0.0, quick).smallest(by_seconds=True)
     thin, put = thin_model(model, quickest)
     calls = {"whole": partial(model, **batch), "thin": partial(thin, **batch)}
     with torch.inference_mode():
-        median = _medians(calls, repeats, clock_of(model, batch))
-    whole, saved = median["whole"], median["whole"] - median["thin"]
+        clock = dict.fromkeys(calls, clock_of(model, batch))
+        times = time_calls(calls, repeats, devices=clock)
+    whole = float(np.median(times["whole"]))
+    saved = float(np.median(times["whole"] - times["thin"]))  # side by side
     saved_alone = -Costs(0.0, alone).latency({name: quickest[name] for name in put})
-    factor = saved / saved_alone if saved > 0 and saved_alone > 0 else 1.0
+    if saved_alone < LEAST * whole:
+        return Costs(whole, alone)
+    if saved <= 0:
+        warnings.warn(
+            f"the model with every module at its quickest rank takes "
+            f"{1000 * (whole - saved):.3g} ms, the dense one {1000 * whole:.3g} ms: "
+            "thin modules are faster alone and not together, and a predicted speed-up "
+            "means little here. Time a whole model with drone.compare_latency.",
+            stacklevel=3,
+        )
+        return Costs(whole, alone)
+    factor = saved / saved_alone
     scaled = {
         name: replace(costs, seconds=tuple(factor * s for s in costs.seconds))
         for name, costs in alone.items()
@@ -316,21 +350,29 @@ def thin_model(
     """Return a copy with random factors of these ranks, to be timed, and what is thin.
 
     Blocks come first, for a thin block takes over the values it holds. Queries and keys
-    of a block that is thin are thin with it, and are left out.
+    of a block that is thin are thin with it and left out; of several names of one
+    module the first counts. What stays dense shares its numbers with the model.
 
     Args:
         model: whose modules are dense.
         ranks: {module name: rank}.
     """
-    small = copy.deepcopy(model)
-    modules = {name: module_named(model, name) for name in ranks}
-    blocks = [name for name, module in modules.items() if not is_linear(module)]
-    inside = {part for name in blocks for part in query_and_key(modules[name])}
-    linears = [name for name in ranks if name not in blocks]
-    put = blocks + [name for name in linears if modules[name] not in inside]
+    kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    small = copy.deepcopy(model, kept)
+    modules: dict[nn.Module, str] = {}
+    for name in ranks:
+        modules.setdefault(module_named(model, name), name)
+    blocks = [module for module in modules if not is_linear(module)]
+    inside = {part for block in blocks for part in query_and_key(block)}
+    linears = [m for m in modules if is_linear(m) and m not in inside]
+    put = [modules[module] for module in blocks + linears]
     for name in put:
-        swap(small, name, _thin(small.get_submodule(name), ranks[name]))
-    return small.eval(), put
+        dense = small.get_submodule(name)
+        new = _thin(dense, ranks[name])
+        new._forward_hooks.update(dense._forward_hooks)  # others may watch it
+        swap(small, name, new)
+    small.eval()
+    return small, put
 
 
 def _ranks(module: nn.Module, grid: Sequence[float]) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from drone.math.factorize import Factorization
 from drone.model.adapters import swap
 from drone.model.compress import replace_module
 from drone.model.walk import Walk
-from drone.search.costs import Costs, ModuleCosts
+from drone.search.costs import VERSION, Costs, ModuleCosts
 
 Found = dict[str, Factorization | AttentionFactorization]
 Trial = tuple[str, str, int | None]  # what is replaced already, module, rank
@@ -296,7 +296,7 @@ def search_key(
         *(f"{type(m).__module__}.{type(m).__qualname__}" for m in model.modules()),
         *(f"{name} {t.device.type}" for name, t in model.named_parameters()),
         f"torch {torch.__version__}, transformers {transformers.__version__}",
-        f"drone {version('drone')}",
+        f"drone {version('drone')}, costs {VERSION}",
     ]
     # Also what state_dict leaves out: buffers that are not saved decide losses too.
     state = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}

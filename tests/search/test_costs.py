@@ -1,6 +1,7 @@
 """What a module costs: ranks on a grid, numbers in matrices, seconds of the clock."""
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from drone.search.costs import (
     ModuleCosts,
     grid_ranks,
     measure,
+    measure_alone,
     searchable,
 )
 
@@ -197,7 +199,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Callable[[], Any
         for call in calls.values():
             call()
         return {
-            name: np.array([1.0, 1, 1e9][: repeats - 2] + [float(numbers(call))] * 2)
+            name: np.array([float(numbers(call))] * (repeats - 1) + [1e9])
             for name, call in calls.items()
         }
 
@@ -272,36 +274,79 @@ def test_what_modules_save_is_what_they_save_together(
     alone = measure(family, padded_batch, grid=COARSE, repeats=5)
     by_numbers = costs.time_calls
 
-    def slower_alone(calls: Mapping[str, Any], *rest: Any, **more: Any) -> Any:
+    def less_alone(calls: Mapping[str, Any], *rest: Any, **more: Any) -> Any:
         times = by_numbers(calls, *rest, **more)
-        late = 0 if "whole" in calls else 500  # as a module alone, dense or thin
-        return {name: 0.7 * seconds + late for name, seconds in times.items()}
+        share = 1 if "whole" in calls else 0.8
+        return {name: share * seconds for name, seconds in times.items()}
 
-    monkeypatch.setattr(costs, "time_calls", slower_alone)
+    monkeypatch.setattr(costs, "time_calls", less_alone)
     found = measure(family, padded_batch, grid=COARSE, repeats=5)
+    by_itself = measure_alone(family, padded_batch, grid=COARSE, repeats=5)
+    assert found.whole == alone.whole
+    for name, module in found.modules.items():
+        assert module.seconds == pytest.approx(alone.modules[name].seconds)
+        assert by_itself[name].seconds == pytest.approx(
+            [0.8 * seconds for seconds in module.seconds]
+        )
     quickest = found.smallest(by_seconds=True)
     assert found.speedup(quickest) == pytest.approx(alone.speedup(quickest))
     assert set(quickest.values()) == {m.ranks[0] for m in found.modules.values()}
-    one = next(iter(quickest))
-    assert found.latency({}) - found.latency({one: quickest[one]}) == pytest.approx(
-        0.7 * (alone.latency({}) - alone.latency({one: quickest[one]}))
-    )
 
 
-def test_a_pass_that_thin_modules_do_not_shorten_leaves_the_times_as_they_are(
+def pretend(seconds: Callable[[str], float]) -> Callable[..., dict[str, np.ndarray]]:
+    """A clock that looks at the call's name only."""
+
+    def time_calls(
+        calls: Mapping[str, Any], repeats: int, **_: Any
+    ) -> dict[str, np.ndarray]:
+        return {name: np.full(repeats, seconds(name)) for name in calls}
+
+    return time_calls
+
+
+def test_a_rank_that_is_slower_alone_has_no_say_in_the_factor(
     family: PreTrainedModel, padded_batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def count(calls: Mapping[str, Any], repeats: int, **_: Any) -> dict[str, Any]:
-        return {
-            name: np.full(repeats, 9.0 if name in ("whole", "thin") else i + 1.0)
-            for i, name in enumerate(calls)
-        }
+    times = {"whole": 30.0, "thin": 26.0}
 
-    monkeypatch.setattr(costs, "time_calls", count)
-    found = measure(family, padded_batch, grid=COARSE, repeats=2)
-    assert found.whole == 9.0
-    seconds = {s for module in found.modules.values() for s in module.seconds}
-    assert seconds == set(map(float, range(1, 17)))
+    def seconds(name: str) -> float:
+        if name in times:
+            return times[name]
+        kind, option, _ = name.split("/")
+        if kind.startswith("Linear"):  # ten times as slow where it is thin
+            return 1.0 if option == "3" else 10.0
+        return 3.0 if option == "3" else 2.0  # a block saves one second
+
+    monkeypatch.setattr(costs, "time_calls", pretend(seconds))
+    found = measure(family, padded_batch, grid=COARSE, repeats=2).faster()
+    quickest = found.smallest(by_seconds=True)
+    assert len(quickest) == 2  # two blocks, one second each: 4 seconds together
+    assert found.latency(quickest) == pytest.approx(26.0)
+
+
+@pytest.mark.parametrize(("thin", "word"), [(19.0, ""), (20.0, "not together")])
+def test_where_little_or_nothing_is_saved_the_times_stay_as_they_are(
+    family: PreTrainedModel,
+    padded_batch: Batch,
+    monkeypatch: pytest.MonkeyPatch,
+    thin: float,
+    word: str,
+) -> None:
+    gain = 0.01 if not word else 1.0  # of each module
+
+    def seconds(name: str) -> float:
+        if name in ("whole", "thin"):
+            return 20.0 if name == "whole" else thin
+        return 2.0 if name.split("/")[1] == "3" else 2.0 - gain
+
+    monkeypatch.setattr(costs, "time_calls", pretend(seconds))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = measure(family, padded_batch, grid=COARSE, repeats=2)
+    assert [w for w in said if "not together" in str(w.message)] == said
+    assert bool(said) == bool(word)
+    seen = {s for module in found.modules.values() for s in module.seconds}
+    assert found.whole == 20.0 and seen == {2.0, 2.0 - gain}
 
 
 def test_a_query_inside_a_thin_block_is_timed_and_not_counted_twice(
@@ -310,8 +355,12 @@ def test_a_query_inside_a_thin_block_is_timed_and_not_counted_twice(
     block = "bert.encoder.layer.0.attention.self"
     names = [block, f"{block}.query", f"{block}.value"]
     found = measure(tiny_bert, padded_batch, names, grid=COARSE, repeats=5)
-    _, put = costs.thin_model(tiny_bert, {name: 2 for name in names})
+    small, put = costs.thin_model(tiny_bert, {name: 2 for name in names})
     assert put == [block, f"{block}.value"]
+    # what stays dense is not copied
+    other = "bert.encoder.layer.1.output.dense"
+    shared = (m.get_submodule(other).weight for m in (small, tiny_bert))
+    assert len({id(weight) for weight in shared}) == 1
     for name, module in found.modules.items():  # the clock counts numbers: factor 1
         assert module.seconds[-1] == parameters(tiny_bert.get_submodule(name))
 
@@ -328,6 +377,20 @@ def test_linears_with_and_without_bias_or_on_other_lengths_are_of_other_kinds() 
     kinds = [module.kind for module in found.values()]
     assert kinds[1] == kinds[2] == kinds[3] and len(set(kinds)) == 3
     assert {module.weights for module in found.values()} == {(8, 16)}
+
+
+def test_one_module_under_two_names_is_thin_once_and_keeps_its_hooks() -> None:
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(shared, nn.ReLU(), shared).eval()
+    heard = []
+    shared.register_forward_hook(lambda *_: heard.append(1))
+    small, put = costs.thin_model(model, {"0": 2, "2": 2})
+    assert put == ["0"] and small[0] is small[2]
+    assert isinstance(small[0], LowRankLinear) and isinstance(model[0], nn.Linear)
+    small(torch.ones(1, 8))
+    assert len(heard) == 2
+    found = measure(model, {"input": torch.ones(1, 8)}, ["0", "2"], repeats=2)
+    assert list(found.modules) == ["0", "2"]
 
 
 def test_only_the_named_modules_are_measured_in_the_order_named(
