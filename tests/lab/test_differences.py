@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import matthews_corrcoef
 
 from drone.lab.differences import majority, paired
 from drone.lab.metrics import METRICS
@@ -75,3 +78,12 @@ def test_accuracy_is_that_of_the_metric():
         for a, b in zip(before, after, strict=True)
     ]
     assert found.value == pytest.approx(100 * np.mean(expected))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 60))
+def test_matthews_is_scikit_learns(seed, rows):
+    rng = np.random.default_rng(seed)
+    labels, logits = rng.integers(2, size=rows), rng.normal(size=(rows, 2))
+    logits[:, 1] += rng.normal() * 2  # at times one class alone is told
+    found = METRICS["cola"]["matthews"](logits, labels)
+    assert found == pytest.approx(matthews_corrcoef(labels, logits.argmax(1)))
