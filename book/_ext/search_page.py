@@ -8,7 +8,7 @@ from sphinx.application import Sphinx
 def add_script(app: Sphinx, page: str, *_: Any) -> None:
     if page == "search":
         # after Sphinx's own, whose function it wraps
-        app.add_js_file("search_formulas.js", priority=900)
+        app.add_js_file("search_formulas.js", loading_method="defer")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

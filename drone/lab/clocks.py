@@ -26,7 +26,7 @@ from drone.lab.language import language_model
 from drone.lab.lstm_model import LSTMConfig
 from drone.lab.lstm_train import SIZES
 from drone.model.quantize import int8
-from drone.search import costs
+from drone.search.thin import thin_model
 from drone.timing import compare_latency, processor
 
 DENSE = "dense"  # the baseline's name
@@ -61,7 +61,7 @@ def shaped(model: PreTrainedModel, plan: Plan) -> nn.Module:
         small: nn.Module = only_layers(model, plan["layers"])
     elif "ranks" in plan or "format" in plan:
         ranks = plan.get("ranks", {})
-        small, put = costs.thin_model(model, ranks)
+        small, put = thin_model(model, ranks)
         gone = sorted(ranks.keys() - put)
         if gone:
             raise ValueError(

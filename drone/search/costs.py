@@ -1,6 +1,5 @@
 """What each module costs at each rank it may have: weights and milliseconds."""
 
-import copy
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,20 +15,18 @@ from torch.utils._pytree import tree_leaves
 from drone.devices import to_device
 from drone.layers.attention import (
     ATTENTION,
-    LowRankSelfAttention,
     attention_heads,
     query_and_key,
 )
 from drone.layers.linear import (
-    LowRankLinear,
     as_linear,
     is_linear,
     linear_multiply_adds,
 )
 from drone.layers.lstm import Recurrent
-from drone.math.attention import AttentionFactorization
 from drone.math.factorize import break_even_rank
-from drone.model.adapters import encoder_linears, known_blocks, module_named, swap
+from drone.model.adapters import encoder_linears, known_blocks, module_named
+from drone.search.thin import thin_model, thin_module
 from drone.timing import clock_of, time_calls
 
 # Shares of the largest rank that saves multiply-adds.
@@ -277,7 +274,7 @@ def measure_alone(
                 if kind in ranks:
                     continue
                 ranks[kind] = _ranks(module, grid)
-                thins = [_thin(module, rank) for rank in ranks[kind]]
+                thins = [thin_module(module, rank) for rank in ranks[kind]]
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             made[kind] = [seen.count for seen in inputs[name]]
@@ -323,7 +320,7 @@ def _together(
         clock = dict.fromkeys(calls, clock_of(model, batch))
         times = time_calls(calls, repeats, devices=clock)
     whole = float(np.median(times["whole"]))
-    saved = float(np.median(times["whole"] - times["thin"]))  # side by side
+    saved = float(np.median(np.subtract(times["whole"], times["thin"])))  # in turn
     saved_alone = -Costs(0.0, alone).latency({name: quickest[name] for name in put})
     if saved_alone < LEAST * whole:
         return Costs(whole, alone)
@@ -342,37 +339,6 @@ def _together(
         for name, costs in alone.items()
     }
     return Costs(whole, scaled)
-
-
-def thin_model(
-    model: nn.Module, ranks: Mapping[str, int]
-) -> tuple[nn.Module, list[str]]:
-    """Return a copy with random factors of these ranks, to be timed, and what is thin.
-
-    Blocks come first, for a thin block takes over the values it holds. Queries and keys
-    of a block that is thin are thin with it and left out; of several names of one
-    module the first counts. What stays dense shares its numbers with the model.
-
-    Args:
-        model: whose modules are dense.
-        ranks: {module name: rank}.
-    """
-    kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    small = copy.deepcopy(model, kept)
-    modules: dict[nn.Module, str] = {}
-    for name in ranks:
-        modules.setdefault(module_named(model, name), name)
-    blocks = [module for module in modules if not is_linear(module)]
-    inside = {part for block in blocks for part in query_and_key(block)}
-    linears = [m for m in modules if is_linear(m) and m not in inside]
-    put = [modules[module] for module in blocks + linears]
-    for name in put:
-        dense = small.get_submodule(name)
-        new = _thin(dense, ranks[name])
-        new._forward_hooks.update(dense._forward_hooks)  # others may watch it
-        swap(small, name, new)
-    small.eval()
-    return small, put
 
 
 def _ranks(module: nn.Module, grid: Sequence[float]) -> tuple[int, ...]:
@@ -445,26 +411,6 @@ def _kind(module: nn.Module, inputs: list[_Input]) -> str:
         f"{type(module).__name__} {attention_heads(module)} heads of "
         f"{query.out_features // attention_heads(module)} on {met}"
     )
-
-
-def _thin(module: nn.Module, rank: int) -> nn.Module:
-    """Make a module of this rank to be timed, where the dense one is."""
-    draw = torch.Generator().manual_seed(rank)  # the caller's random state is kept
-    if is_linear(module):
-        module = as_linear(module)
-        weight = module.weight
-        # of about the size of what comes in, so that a whole pass does not overflow
-        left = torch.randn(weight.shape[0], rank, generator=draw) / rank**0.5
-        right = torch.randn(rank, weight.shape[1], generator=draw)
-        left, right = left.to(weight), (right / weight.shape[1] ** 0.5).to(weight)
-        return LowRankLinear(left, right, module.bias).eval()
-    query, _ = query_and_key(module)
-    rows, dim = query.weight.shape
-    heads = attention_heads(module)
-    factor = torch.randn(heads, rows // heads, dim + 1, generator=draw).double() / dim
-    errors = torch.zeros(heads, rows // heads + 1, dtype=torch.float64)
-    found = AttentionFactorization(factor, factor, errors, query.weight.dtype)
-    return LowRankSelfAttention.from_attention(module, rank, found)
 
 
 def _weights(module: nn.Module, rank: int | None) -> int:

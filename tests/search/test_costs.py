@@ -27,6 +27,7 @@ from drone.search.costs import (
     measure_alone,
     searchable,
 )
+from drone.search.thin import thin_model
 
 Batch = dict[str, Tensor]
 COARSE = (0.25, 0.5, 1.0)
@@ -355,7 +356,7 @@ def test_a_query_inside_a_thin_block_is_timed_and_not_counted_twice(
     block = "bert.encoder.layer.0.attention.self"
     names = [block, f"{block}.query", f"{block}.value"]
     found = measure(tiny_bert, padded_batch, names, grid=COARSE, repeats=5)
-    small, put = costs.thin_model(tiny_bert, {name: 2 for name in names})
+    small, put = thin_model(tiny_bert, {name: 2 for name in names})
     assert put == [block, f"{block}.value"]
     # what stays dense is not copied
     other = "bert.encoder.layer.1.output.dense"
@@ -384,7 +385,7 @@ def test_one_module_under_two_names_is_thin_once_and_keeps_its_hooks() -> None:
     model = nn.Sequential(shared, nn.ReLU(), shared).eval()
     heard = []
     shared.register_forward_hook(lambda *_: heard.append(1))
-    small, put = costs.thin_model(model, {"0": 2, "2": 2})
+    small, put = thin_model(model, {"0": 2, "2": 2})
     assert put == ["0"] and small[0] is small[2]
     assert isinstance(small[0], LowRankLinear) and isinstance(model[0], nn.Linear)
     small(torch.ones(1, 8))

@@ -266,8 +266,8 @@ def test_the_search_shows_formulas_in_letters(address, page):
     page.wait_for_load_state("networkidle")  # and each has its piece of text
     said = page.evaluate(
         r"""() => [
-          "\(\lVert W-\hat W\rVert_F^2\)", "\frac{mn}{m+n}",
-          "\begin{aligned}&\sigma_{k+1}\\ W\in\R^{m\times n}\end{aligned}",
+          "\\(\\lVert W-\\hat W\\rVert_F^2\\)", "\\frac{mn}{m+n}",
+          "\\begin{aligned}&\\sigma_{k+1}\\\\ W\\in\\R^{m\\times n}\\end{aligned}",
         ].map(readable)"""
     )
     assert said == ["‖W-W\u0302‖_F^2", "(mn)/(m+n)", "σ_k+1 W∈ℝ^m×n"]
