@@ -256,6 +256,11 @@ def measure_alone(
     with random numbers.
 
     Args, Raises: those of `measure`.
+
+    >>> model = nn.Sequential(nn.Linear(32, 32)).eval()
+    >>> alone = measure_alone(model, {"input": torch.ones(1, 32)}, ["0"], repeats=2)
+    >>> alone["0"].weights[-1], len(alone["0"].seconds) == len(alone["0"].ranks) + 1
+    (1024, True)
     """
     names = searchable(model) if names is None else list(names)
     modules = {name: module_named(model, name) for name in names}

@@ -48,6 +48,13 @@ def thin_model(
     Args:
         model: whose modules are dense.
         ranks: {module name: rank}.
+
+    Raises:
+        ValueError: a name the model does not have, a module that cannot be thin.
+
+    >>> small, put = thin_model(nn.Sequential(nn.Linear(8, 4)), {"0": 2})
+    >>> put, tuple(small(torch.ones(3, 8)).shape)
+    (['0'], (3, 4))
     """
     kept = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     small = copy.deepcopy(model, kept)
