@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from drone.files import check_sha256, sha256, whole_file
 from drone.lab import data, encoders
 from drone.lab.batches import tokenize
 from drone.lab.cases import Case, case_key, pack, read_cases, run_case
-from drone.lab.ladder import RATES, START, best_of, climb
+from drone.lab.ladder import AS_IS, RATES, START, Judged, best_of, climb
 from drone.lab.loop import Loss, logits_of, task_loss, train
 from drone.lab.methods import FITTED, Methods
 from drone.lab.metrics import METRICS
@@ -34,6 +34,7 @@ from drone.lab.temper import last_linear
 from drone.lab.training import Recipe, bfloat16_gains, teacher_loss
 
 CALIBRATION_BATCH = 128  # rows at once where nothing is trained
+CHOSEN_BY = "held score"  # cases that do not say so chose by the held loss
 
 
 @dataclass(frozen=True)
@@ -342,7 +343,8 @@ class Bench:
     ) -> Case:
         """Train a method's model again, or read the case.
 
-        The same rates are offered to every method and every amount; held rows choose.
+        The same rates are offered to every method and every amount, and to leave the
+        model as it is; the score of the held rows chooses.
 
         Args:
             method: one of `drone.lab.methods.METHODS`.
@@ -361,6 +363,8 @@ class Bench:
             "rates": list(RATES) if rate is None else [rate],
             "first": list(START) if rate is None else [rate],
         }
+        if arm.share:
+            settings["chosen_by"] = CHOSEN_BY
         return run_case(
             self.store, "retrain", settings, lambda _: self._retrain(settings, arm)
         )
@@ -378,27 +382,33 @@ class Bench:
         recipe = Recipe(
             arm.epochs, self.recipe.batch_size, max_length=self.recipe.max_length
         )
-        trained: dict[float, tuple[float, PreTrainedModel]] = {}
+        metric = next(iter(METRICS[self.task]))
 
-        def attempt(rate: float) -> float:
+        def judged(model: PreTrainedModel) -> Judged:
+            logits = logits_of(model, held)
+            score = self.scores(logits, held.labels)[metric]
+            return Judged(nan if score is None else score, float(loss(logits, judge)))
+
+        tried = {AS_IS: judged(small)}
+        best = small  # one trained model in memory is enough
+
+        def attempt(rate: float) -> Judged:
+            nonlocal best
             model = copy.deepcopy(small)
             how = Recipe(**(asdict(recipe) | {"learning_rate": rate}))
             train(model, some, told[:count], loss, how, self.settings["seed"])
-            left = float(loss(logits_of(model, held), judge))
-            if not isnan(left):
-                trained[rate] = (left, model)
-                # one model in memory is enough
-                kept = best_of({each: left for each, (left, _) in trained.items()})
-                for each in set(trained) - {kept}:
-                    del trained[each]
-            return left
+            tried[rate] = judged(model)
+            if best_of(tried) == rate:
+                best = model
+            return tried[rate]
 
-        tried = climb(settings["rates"], settings["first"], attempt)
-        rate = best_of(tried)
-        losses = [[r, x if np.isfinite(x) else None] for r, x in tried.items()]
-        return self.report(trained[rate][1]) | {
-            "rate": rate,
-            "rates": losses,
+        climb(settings["rates"], settings["first"], attempt)
+        return self.report(best) | {
+            "rate": best_of(tried),
+            "rates": [
+                [rate, each.score, each.loss] if each.learnt else [rate, None, None]
+                for rate, each in sorted(tried.items())
+            ],
             "rows": count,
         }
 
@@ -410,9 +420,9 @@ class Bench:
         """
         wanted = {"encoder": self.settings["encoder"], "task": self.task, "seed": seed}
         wanted |= {"method": method, "speedup": speedup}
-        wanted["arm"] = asdict(Arm.named(name))
+        wanted |= {"arm": asdict(Arm.named(name)), "chosen_by": CHOSEN_BY}
         for case in read_cases(self.store, "retrain"):
-            same = all(case.settings[key] == value for key, value in wanted.items())
+            same = all(case.settings.get(key) == value for key, value in wanted.items())
             if same and len(case.settings["rates"]) > 1:
                 rate: float = case.result["rate"]
                 return rate

@@ -15,7 +15,7 @@ from drone.lab.cases import keep_case, read_cases, unpack
 from drone.lab.clocks import FORMATS
 from drone.lab.formats import score, served
 from drone.lab.glue import Arm, Bench, settings_of
-from drone.lab.ladder import best_of
+from drone.lab.ladder import AS_IS, Judged, best_of
 from drone.lab.tables import Estimate
 from drone.lab.training import Recipe
 from tests.lab.test_methods import make_speeds
@@ -152,13 +152,39 @@ def test_the_same_rates_are_offered_to_every_arm(store: Path) -> None:
     offered = {(*c.settings["rates"], *c.settings["first"]) for c in trained}
     assert len(offered) == 1
     for case in trained:
-        tried = {rate: loss for rate, loss in case.result["rates"]}
-        assert set(case.settings["first"]) <= set(tried)
-        losses = {rate: loss for rate, loss in tried.items() if loss is not None}
-        assert case.result["rate"] == best_of(losses)
-        ends = (min(case.settings["rates"]), max(case.settings["rates"]))
+        tried = {
+            rate: Judged(score, loss)
+            for rate, score, loss in case.result["rates"]
+            if score is not None
+        }
+        assert {AS_IS, *case.settings["first"]} <= set(tried)
+        assert case.result["rate"] == best_of(tried)
+        # what is reported is that model, not the last one trained
+        assert case.result["held"]["accuracy"] == tried[case.result["rate"]].score
+        ends = (AS_IS, min(case.settings["rates"]), max(case.settings["rates"]))
         if case.result["rate"] not in ends:
             assert min(tried) < case.result["rate"] < max(tried)
+
+
+def test_retraining_that_only_harms_leaves_the_model_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a smaller loss won: models that say the commonest label."""
+    bench = make_bench(tmp_path)
+    was = bench.retrain("drone-latency", 1.5, "none")
+
+    def spoil(model: Any, *_: Any) -> None:
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.zero_()  # one answer for all rows; the loss falls to ln 2
+
+    bench.dense()
+    monkeypatch.setattr(glue, "train", spoil)
+    now = bench.retrain("drone-latency", 1.5, "paper")
+    (_, score, _), *others = now.result["rates"]
+    assert score > others[0][1]  # the test is about something
+    assert now.result["rate"] == AS_IS
+    assert now.result["dev_logits"] == was.result["dev_logits"]
 
 
 def test_development_rows_do_nothing_but_report(

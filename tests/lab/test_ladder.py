@@ -4,16 +4,16 @@ from math import inf, nan
 
 import pytest
 
-from drone.lab.ladder import RATES, START, aim, best_of, climb
+from drone.lab.ladder import RATES, START, Judged, aim, best_of, climb
 
 
 @pytest.mark.parametrize("best", RATES)
 def test_the_best_rate_has_a_worse_one_on_either_side(best: float) -> None:
     asked: list[float] = []
 
-    def attempt(rate: float) -> float:
+    def attempt(rate: float) -> Judged:
         asked.append(rate)
-        return abs(RATES.index(rate) - RATES.index(best))
+        return Judged(80.0 - abs(RATES.index(rate) - RATES.index(best)), 1.0)
 
     tried = climb(RATES, START, attempt)
     place = RATES.index(best)
@@ -24,22 +24,33 @@ def test_the_best_rate_has_a_worse_one_on_either_side(best: float) -> None:
 
 
 def test_a_rate_that_diverged_is_never_the_best() -> None:
-    tried = climb([1, 2, 3], [2, 3], lambda rate: {1: 5.0, 2: 4.0}.get(rate, nan))
-    assert tried == {1: 5.0, 2: 4.0, 3: inf}
+    told = {1: Judged(70, 5.0), 2: Judged(70, 4.0)}
+    for gone in (Judged(nan, 1.0), Judged(99, nan), Judged(99, inf)):
+        tried = climb([1, 2, 3], [2, 3], lambda rate, no=gone: told.get(rate, no))
+        assert list(tried) == [1, 2, 3]
+        assert best_of(tried) == 2
 
 
-def test_of_equal_rates_the_lowest_is_best_and_has_a_worse_one_below() -> None:
+def test_a_better_score_beats_a_smaller_loss() -> None:
+    # an overconfident classifier beside one that says the commonest label
+    told = {1: Judged(78, 0.9), 2: Judged(72, 0.5), 3: Judged(72, 0.6)}
+    tried = climb([1, 2, 3], [2, 3], told.__getitem__)
+    assert tried == told
+    assert best_of(tried) == 1
+
+
+def test_between_equal_scores_the_loss_decides_then_the_lower_rate() -> None:
     losses = {1: 2.0, 2: 1.0, 3: 1.0, 4: 2.0}
-    tried = climb([1, 2, 3, 4], [3], losses.__getitem__)
+    tried = climb([1, 2, 3, 4], [3], lambda rate: Judged(80, losses[rate]))
     assert best_of(tried) == 2
-    assert tried == losses
+    assert list(tried) == [1, 2, 3, 4]
 
 
 def test_all_diverged_and_a_foreign_start_are_errors() -> None:
     with pytest.raises(ValueError, match="diverged"):
-        climb([1, 2], [1], lambda _: nan)
+        climb([1, 2], [1], lambda _: Judged(nan, nan))
     with pytest.raises(ValueError, match="start at"):
-        climb([1, 2], [3], lambda _: 0.0)
+        climb([1, 2], [3], lambda _: Judged(0.0, 0.0))
 
 
 @pytest.mark.parametrize("start", [1e-3, 0.3, 40.0])

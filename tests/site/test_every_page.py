@@ -261,8 +261,8 @@ def test_the_search_finds_a_word(address, page):
 @needs_browser
 def test_the_search_shows_formulas_in_letters(address, page):
     page.goto(address + "search.html?q=Frobenius", wait_until="load")
-    page.wait_for_selector("#search-results p.context", timeout=15_000)
-    page.wait_for_function("Search._pulse_status < 0")  # all are listed
+    # Sphinx says so once all are listed; its dots may go on for ever
+    page.locator(".search-summary", has_text="finished").wait_for(timeout=30_000)
     page.wait_for_load_state("networkidle")  # and each has its piece of text
     said = page.evaluate(
         r"""() => [
