@@ -73,3 +73,31 @@ def paired(
     low, high = np.percentile(drawn, [2.5, 97.5])
     value = gain(np.arange(seeds), np.arange(count))
     return Estimate(value, float(low), float(high))
+
+
+def within(lost: Estimate, bar: float, margin: float) -> str:
+    """Say whether no more than so many points are lost: yes, no, or not decided.
+
+    The intervals of a model that loses exactly `bar` hold it, however many the rows;
+    so *yes* needs a margin above it, as in a trial of non-inferiority.
+
+    Args:
+        lost: points lost, with an interval.
+        bar: what may be lost, in points.
+        margin: how far above it an interval of *yes* may still reach, in points.
+
+    Returns:
+        `no`: the whole interval is above the bar. `yes`: it ends below bar and margin
+        together. `not decided`: neither.
+
+    Raises:
+        ValueError: a negative margin.
+
+    >>> within(Estimate(1.4, -0.2, 2.8), bar=1.5, margin=1.5)
+    'yes'
+    """
+    if margin < 0:
+        raise ValueError(f"margin is {margin}; at least 0.")
+    if lost.low > bar:
+        return "no"
+    return "yes" if lost.high < bar + margin else "not decided"

@@ -143,6 +143,14 @@ class Study:
         two = self.logits(worse, seeds), self.logits(better, seeds)
         return paired(self.task, self.labels, *two, draws)
 
+    def chosen_by(self, of: Key) -> str:
+        """Return what chose a retraining's rate: `held score`, or once `held loss`.
+
+        Raises:
+            KeyError: no such case is finished.
+        """
+        return _chosen_by(next(iter(self.arms[of].values())))
+
     def speedup(self, method: str) -> float:
         """Mean over the seeds of the speed-up a method's plans are predicted."""
         found = [case.result["speedup"] for case in self.plans[method].values()]
@@ -175,7 +183,8 @@ def studies(
 
     Raises:
         ValueError, FileNotFoundError: as `read_cases` and `drone.lab.data.load`; two
-            cases of one seed that differ in their other settings.
+            cases of one seed that differ in their other settings; seeds whose rates
+            were not chosen alike.
 
     >>> studies(Path("a folder with no cases"))
     {}
@@ -205,11 +214,24 @@ def studies(
 
 def _keep(cases: dict[int, Case], case: Case) -> None:
     """Keep a case by its seed; of two that differ elsewhere none may win unseen."""
+    first = next(iter(cases.values()), case)
+    one, two = _chosen_by(first), _chosen_by(case)
+    if one != two:
+        raise ValueError(
+            f"{first.path} chose its rate by the {one}, {case.path} by the {two}; keep "
+            "one kind."
+        )
     other = cases.setdefault(case.settings["seed"], case)
     if other is not case:
         raise ValueError(
             f"{case.path} and {other.path}: one seed twice; keep one of them."
         )
+
+
+def _chosen_by(case: Case) -> str:
+    """What chose a rate; the oldest cases do not say it."""
+    name: str = case.settings.get("chosen_by", "held loss")
+    return name
 
 
 def _shape(plan: Case) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import matthews_corrcoef
 
-from drone.lab.differences import majority, paired
+from drone.lab.differences import majority, paired, within
 from drone.lab.metrics import METRICS
+from drone.lab.tables import Estimate
 
 
 def logits(said):
@@ -87,3 +88,26 @@ def test_matthews_is_scikit_learns(seed, rows):
     logits[:, 1] += rng.normal() * 2  # at times one class alone is told
     found = METRICS["cola"]["matthews"](logits, labels)
     assert found == pytest.approx(matthews_corrcoef(labels, logits.argmax(1)))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (-2.0, 1.4, "yes"),
+        (0.5, 2.9, "yes"),  # a loss of just the bar can be confirmed
+        (0.5, 3.0, "not decided"),
+        (1.5, 3.5, "not decided"),
+        (1.6, 2.9, "no"),  # surely above the bar, by however little
+        (4.0, 9.0, "no"),
+        (float("nan"), float("nan"), "not decided"),
+    ],
+)
+def test_a_bar_needs_a_margin_to_be_met(low, high, word):
+    assert within(Estimate((low + high) / 2, low, high), 1.5, 1.5) == word
+
+
+def test_without_a_margin_the_whole_interval_is_below_the_bar():
+    assert within(Estimate(1.0, 0.5, 1.4), 1.5, 0.0) == "yes"
+    assert within(Estimate(1.0, 0.5, 1.6), 1.5, 0.0) == "not decided"
+    with pytest.raises(ValueError, match="margin is -1"):
+        within(Estimate(1.0, 0.5, 1.6), 1.5, -1)

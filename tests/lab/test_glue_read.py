@@ -102,6 +102,26 @@ def test_of_two_cases_of_one_seed_none_wins_unseen(store: Path) -> None:
         studies(store, "embedded")
 
 
+def test_rates_chosen_by_the_loss_are_no_mean_with_those_by_the_score(
+    store: Path,
+) -> None:
+    key = "svd-latency", "full"
+    assert studies(store, "embedded")["minilm", "agreement"].chosen_by(key) == (
+        "held loss"
+    )
+    old = [c for c in read_cases(store, "retrain") if c.settings["arm"]["share"]]
+    for case in old:
+        settings = case.settings | {"chosen_by": "held score"}
+        case.path.unlink()
+        keep_case(store, "retrain", settings, case.result, 1.0)
+    assert studies(store, "embedded")["minilm", "agreement"].chosen_by(key) == (
+        "held score"
+    )
+    keep_case(store, "retrain", old[0].settings | {"seed": 9}, old[0].result, 1.0)
+    with pytest.raises(ValueError, match="keep one kind"):
+        studies(store, "embedded")
+
+
 @pytest.mark.parametrize("name", [*ARMS, "0.01x3", "1x1"])
 def test_a_retraining_has_the_name_it_is_asked_by(name: str) -> None:
     assert arm_name(vars(Arm.named(name))) == name
