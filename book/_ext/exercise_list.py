@@ -3,12 +3,14 @@
 Made of the chapters when the book is built, so it lists what is there.
 """
 
+import re
+
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx_exercise.nodes import exercise_subtitle
 
-KINDS = ["Warm-up", "Research"]  # the word before the colon of a title, if there is one
+TITLE = re.compile(r"(.+) \(((?:pencil|code|research)[a-z, ]* ★{1,3})\)")
 HEAD = ["number", "exercise", "kind", "answer"]
 
 
@@ -34,9 +36,12 @@ def table(app: Sphinx, page: str) -> nodes.table:
         numbers = app.env.toc_fignumbers[kept["docname"]]["exercise"]
         number = numbers[kept["node"]["ids"][0]]
         title = next(kept["node"].findall(exercise_subtitle)).astext()
-        kind, _, name = title.partition(": ")
-        if kind not in KINDS:
-            kind, name = "practice", title
+        told = TITLE.fullmatch(title)
+        if told is None:
+            raise ValueError(
+                f"{label}: a title ends as in (code ★★); this is {title!r}."
+            )
+        name, kind = told.groups()
         uri = app.builder.get_relative_uri(page, kept["docname"])
         rows.append((number, uri, label, name, kind))
     made = nodes.table(classes=["exercise-list"])

@@ -1,6 +1,7 @@
 """What was noticed in chapter 8's records after its run; see `08.md`."""
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -75,6 +76,11 @@ def values() -> dict[str, float]:
         found[f"{name}_low"], found[f"{name}_high"] = np.percentile(more, [2.5, 97.5])
         gaps = [table.score[than, t] - table.score[method, t] for t in tasks]
         found[f"{name}_more"] = np.mean(gaps)
+    # what the page prints itself is quoted, not drawn a second time
+    for name, row in (("teaching", FIRST), ("order", "compress 20%, distil")):
+        span = readings.shown(page, "orders-table", row)[-2:]
+        found[f"{name}_low"], found[f"{name}_high"] = span
+    found["opinions_low"], found["opinions_high"] = _printed(page, "distil-read")
     opinions = table.score[ALONE] - table.score["student, labels"]
     found["opinions_mrpc"] = opinions["mrpc"]
     found["rte_rows"] = rte_rows = len(_logits("rte")[ALONE])
@@ -87,6 +93,15 @@ def values() -> dict[str, float]:
     found["product"] = found["alone_speed"] * parts[0] * parts[1]
     found["bits_on_thin"] = found["thin_eight_speed"] / found["judged_speed"]
     return found
+
+
+def _printed(page: nbformat.NotebookNode, cell: str) -> tuple[float, float]:
+    """The first interval in a cell's sentence, `(-0.7 to +3.5)`."""
+    (output,) = next(c.outputs for c in page.cells if c.id == cell)
+    found = re.search(r"\(([+-][\d.]+) to ([+-][\d.]+)\)", output.data["text/markdown"])
+    if found is None:
+        raise ValueError(f"cell {cell!r} prints no interval.")
+    return float(found[1]), float(found[2])
 
 
 def _logits(task: str) -> dict[str, np.ndarray]:

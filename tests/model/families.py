@@ -650,11 +650,11 @@ What the columns say:
 - **pads**: each module's inputs were counted as if every row had been run alone.
 - **full rank**: at full rank the outputs are those of the dense model, to 1e-4.
 - **best**: the data-aware error on its own calibration data is never above that of SVD.
-- **in order**: how `compress(sequential=True)` runs. *Layer by layer* keeps the hidden
-  states and costs about two forward passes. *Whole passes* runs the whole model for
-  each group of modules: slower, and right where something happens between the layers,
-  where layers get different arguments, or where there are two towers. The walk proves
-  on the first batch which of the two is right.
+- **sequential**: how `compress(sequential=True)` runs. *Layer by layer* keeps the
+  hidden states and costs about two forward passes. *Whole passes* runs the whole model
+  for each group of modules: slower, and right where something happens between the
+  layers, where layers get different arguments, or where there are two towers. The walk
+  proves on the first batch which of the two is right.
 - **search**: `search_ranks` runs, with the paper's method and with a share of the
   parameters.
 - **saved**: after `save` and `load` the outputs are equal to the last bit.
@@ -683,7 +683,7 @@ def page(found: list[Outcome]) -> str:
     lines = [HEAD]
     for kind, title in KINDS.items():
         lines += [f"## {title}\n"]
-        columns = ["model", "Linears", "pads", "full rank", "best", "in order"]
+        columns = ["model", "Linears", "pads", "full rank", "best", "sequential"]
         columns += ["search", "saved"]
         lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for each in found:

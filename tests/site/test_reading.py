@@ -530,8 +530,13 @@ def test_every_exercise_is_listed_and_its_answer_is_there(site):
         for link in row.select("a"):
             target, _, anchor = link["href"].partition("#")
             assert soup(site / "book" / target).find(id=anchor)
-    kinds = {row.select("td")[2].get_text(strip=True) for row in rows}
-    assert kinds == {"Warm-up", "practice", "Research"}
+    kinds = [row.select("td")[2].get_text(strip=True) for row in rows]
+    assert {kind.partition(" ")[0].strip(",") for kind in kinds} == {
+        "pencil",
+        "code",
+        "research",
+    }
+    assert all(1 <= kind.count("★") <= 3 for kind in kinds)
 
 
 @needs_browser
