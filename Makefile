@@ -36,7 +36,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help book pdf epub test test-fast models benchmark lighthouse lint run sweep lowest edition prose read evidence rename refresh models lock clean need-chapter assignments grade wheelhouse
+.PHONY: help book pdf epub whole linkcheck test test-fast models benchmark lighthouse lint run sweep lowest edition prose read evidence rename refresh models lock clean need-chapter assignments grade wheelhouse
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -65,6 +65,12 @@ pdf: $(SITE)/index.html ## print the whole book into _build/html/drone-book.pdf 
 
 epub: $(SITE)/index.html ## make the whole book _build/html/drone-book.epub (needs Chromium)
 	$(PY) -m book.make_epub
+
+whole: $(STAMP) ## pages, PDF and EPUB are there, and none is a stub
+	$(PY) -m book.check_site
+
+linkcheck: $(STAMP) ## does every address that the book leads to answer? (needs a network)
+	$(BIN)/jupyter-book build . --builder linkcheck --path-output _build/links
 
 # Two processes of one thread each take file after file: what takes minutes goes first, so
 # that neither waits for the other's last one. The notebooks begin: a kernel is to start in

@@ -40,6 +40,7 @@ READY = """async ([book, wanted]) => {
   const solutions = [...article.querySelectorAll(".solution")];
   if (solutions.length) {
     const heading = document.createElement("h2");
+    heading.className = "solutions-at-end";  // the page's own script leaves them
     heading.textContent = "Solutions";
     article.append(heading, ...solutions);
   }
@@ -63,17 +64,25 @@ READY = """async ([book, wanted]) => {
 }"""
 
 
-def listed(root: Path = ROOT) -> dict[str, list[str]]:
-    """Pages of the book that can stand on paper, by the part they are in, in order."""
-    contents = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+def contents(root: Path = ROOT) -> dict[str, list[str]]:
+    """All pages but the landing page, by the part they are in, in order."""
+    read = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
 
     def below(entries: list[dict[str, Any]]) -> list[str]:
         found = []
         for entry in entries:
             found += [entry["file"], *below(entry.get("sections", []))]
-        return [name for name in found if not name.startswith(ON_SCREEN)]
+        return found
 
-    return {part["caption"]: below(part["chapters"]) for part in contents["parts"]}
+    return {part["caption"]: below(part["chapters"]) for part in read["parts"]}
+
+
+def listed(root: Path = ROOT) -> dict[str, list[str]]:
+    """Pages of the book that can stand on paper, by the part they are in, in order."""
+    return {
+        part: [name for name in names if not name.startswith(ON_SCREEN)]
+        for part, names in contents(root).items()
+    }
 
 
 def anchors(site: Path, names: Sequence[str]) -> dict[str, set[str]]:

@@ -141,7 +141,8 @@ def plain_markdown(
     text = without_roles(without_directives(old.source, known), known)
     if solution:
         text = re.sub(r"^\*\*Solution to [^*]*\*\*\n*", "", text)
-        text = f"<details><summary>{solution}</summary>\n\n{text}\n\n</details>"
+        if text:  # where code follows at once, a fold would hold nothing
+            text = f"<details><summary>{solution}</summary>\n\n{text}\n\n</details>"
     return [nbformat.v4.new_markdown_cell(text, id=old.id)] if text else []
 
 

@@ -17,6 +17,12 @@ VIEWPORT = re.compile(r'\s*<meta name="viewport"[^>]*>')
 FORMULA = re.compile(
     r'(\(?<span class="math notranslate nohighlight">[^<]{1,60}</span>[,.;:!?)’]+)'
 )
+EMPTY_HEADER = re.compile(r"<th([^>]*)>\s*(?:<p></p>)?\s*</th>")
+# Beside the search and the contents; without a name no landmark would hold the logo.
+LOGO = re.compile(
+    r'<div class="sidebar-primary-item">(?=\s*<a class="navbar-brand logo")'
+)
+HOME = '<div class="sidebar-primary-item" role="navigation" aria-label="Home">'
 IMAGE = re.compile(r'<img ([^>]*?)src="([^"]*_images/([^"]+\.(?:png|svg)))"([^>]*)>')
 
 
@@ -42,6 +48,8 @@ def tidy(
             ' role="doc-biblioentry"', ""
         )
         body = FORMULA.sub(r'<span class="held">\1</span>', body)
+        # An empty header names nothing, so it is no header.
+        body = EMPTY_HEADER.sub(r"<td\1></td>", body)
         files = {name: source for source, name in app.builder.images.items()}
         context["body"] = IMAGE.sub(
             lambda found: lazy(found, Path(app.srcdir), files), body
@@ -79,7 +87,7 @@ def lighten(app: Sphinx, problem: Exception | None) -> None:
         return
     for path in Path(app.outdir).rglob("*.html"):
         page = path.read_text(encoding="utf-8")
-        lighter = ICON_SCRIPT.sub("", page)
+        lighter = LOGO.sub(HOME, ICON_SCRIPT.sub("", page))
         first = VIEWPORT.search(lighter)
         if first is not None:
             end = first.end()
