@@ -119,7 +119,7 @@ def files() -> set[str]:
     return (
         {f"quiz-{number}.xml" for number in quiz.chapters()}
         | {f"slides-{number}.html" for number in slides.chapters()}
-        | {f"assignment-{name}.ipynb" for name in assign.names()}
+        | {assign.published(name) for name in assign.names()}
         | {f"handout-{number}.html" for number in handouts.HANDOUTS}
         | {"slides.zip"}
     )
@@ -133,9 +133,7 @@ def write_files(app: Sphinx, error: Exception | None) -> None:
     for number in quiz.chapters():
         text = moodle.to_xml(quiz.load(number))
         (target / f"quiz-{number}.xml").write_text(text, encoding="utf-8")
-    for name in assign.names():
-        notebook = assign.student_notebook(name)
-        (target / f"assignment-{name}.ipynb").write_text(notebook, encoding="utf-8")
+    assign.write(target)
     handouts.write(target)
     slides.write(target)
     pack(target)

@@ -69,6 +69,16 @@ def test_nothing_leaks_into_a_students_notebook(student):
         assert word not in text
 
 
+def test_a_download_finds_its_own_checks(tmp_path, monkeypatch):
+    assign.write(tmp_path, HERE)
+    (file,) = tmp_path.iterdir()
+    assert file.name == assign.published("tiny")
+    monkeypatch.chdir(tmp_path)
+    state = {"double": lambda x: 5}
+    exec(nbformat.read(file, as_version=4).cells[0].source, state)
+    assert "q1" in str(state["grader"].check("q1"))
+
+
 def test_a_leak_is_noticed():
     notebook = nbformat.reads(assign.student_notebook("tiny", HERE), as_version=4)
     assert leaks(notebook, "tiny", HERE) == []
