@@ -9,18 +9,15 @@ import shutil
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bs4 import BeautifulSoup
 from jinja2 import Environment
 
-from book.course import markup
+from book.course import markup, tables
 from book.course.chapter import published
+from book.course.tables import Element
 
 FOLDER = Path(__file__).parent / "slides"
 TEMPLATE = FOLDER / "handout.html"
-
-Element = Any  # of bs4, whose types let every child be missing
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,8 @@ HANDOUTS = {
 def page(handout: Handout) -> str:
     """The HTML of a sheet: a page for the class, a page with what was found."""
     chapter = published(handout.chapter)
-    tables = [
-        (markup.to_html(above), _chosen(text, handout.groups))
+    shown = [
+        (markup.to_html(above), tables.chosen(text, handout.groups))
         for above, text in chapter.tables(handout.cell)
     ]
     told = chapter.paragraph(handout.paragraph) if handout.paragraph else ""
@@ -75,10 +72,8 @@ def page(handout: Handout) -> str:
             section=markup.inline_html(chapter.section(handout.cell)),
             ask=markup.to_html(handout.ask),
             paragraph=markup.to_html(told),
-            empty=[
-                (above, _emptied(table, handout.covered)) for above, table in tables
-            ],
-            whole=tables,
+            empty=[(above, _emptied(table, handout.covered)) for above, table in shown],
+            whole=shown,
         )
     )
     return made
@@ -90,24 +85,6 @@ def write(target: Path) -> None:
     for number, handout in HANDOUTS.items():
         text = page(handout)
         (target / f"handout-{number}.html").write_text(text, encoding="utf-8")
-
-
-def _chosen(text: str, groups: tuple[str, ...]) -> Element:
-    """A table as an element, with these groups of rows only."""
-    table: Element = BeautifulSoup(text, "html.parser").table
-    if table.caption:
-        table.caption.string = table.caption.text.removesuffix(" All rows.")
-    if groups:
-        bodies = {name.parent.parent: name.text for name in table.select("tr.group th")}
-        missing = set(groups) - set(bodies.values())
-        if missing:
-            raise LookupError(
-                f"no rows {sorted(missing)}; there are {list(bodies.values())}."
-            )
-        for body, name in bodies.items():
-            if name not in groups:
-                body.decompose()
-    return table
 
 
 def _emptied(table: Element, covered: str) -> Element:
