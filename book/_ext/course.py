@@ -8,6 +8,9 @@
     ```{course-bands}
     ```
 
+    ```{course-bands} levels
+    ```
+
 The files are made when the site is: `_static/course/` holds them.
 """
 
@@ -87,13 +90,16 @@ class QuizDirective(SphinxDirective):
 
 
 class BandsDirective(SphinxDirective):
-    """What a student's score may be, from the records."""
+    """What a student's score may be, or the project's levels, from the records."""
+
+    optional_arguments = 1  # levels
 
     def run(self) -> list[nodes.Node]:
-        for band in bands.BANDS:
+        made = bands.levels() if self.arguments == ["levels"] else bands.table()
+        for band in bands.BANDS + bands.LEVELS:
             self.env.note_dependency(str(bands.RESULTS / f"{band.file}.jsonl"))
         holder = nodes.container()
-        content = type(self.content)(bands.table().splitlines(), "bands")
+        content = type(self.content)(made.splitlines(), "bands")
         self.state.nested_parse(content, self.content_offset, holder)
         return list(holder.children)
 

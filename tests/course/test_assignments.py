@@ -14,7 +14,7 @@ import yaml
 
 pytest.importorskip("otter", reason="otter-grader is in the extra `course`")
 
-from book.course import assign, grade, slides
+from book.course import assign, grade, grade_one, slides
 
 HERE = Path(__file__).parent
 
@@ -271,6 +271,12 @@ def marks(tmp_path_factory):
     rows = grade.grade_folder(home / "autograder.zip", folder, cell_seconds=3)
     grade.write_table(rows, table)
     return {row["submission"].removesuffix(".ipynb"): row for row in rows}, table
+
+
+def test_a_system_without_the_clock_is_told_where_to_grade(monkeypatch):
+    monkeypatch.delattr(grade_one.signal, "SIGALRM")
+    with pytest.raises(SystemExit, match="in the container"):
+        grade_one.main("a.zip", "a.ipynb", "marks.json", "3")
 
 
 def test_marks_are_as_expected(marks):
