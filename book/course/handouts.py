@@ -30,6 +30,8 @@ class Handout:
     ask: str  # Markdown; what the class does before the second page is shown
     paragraph: str = ""  # the chapter's own, by its first words, that says what is what
     groups: tuple[str, ...] = ()  # of rows, by their heading; empty: all
+    # (row, column) where the number is of no use: plain SVD keeps no data at all
+    dashed: tuple[tuple[str, str], ...] = ()
     covered: str = ""  # rows with this in their name are left empty; "": every row
 
 
@@ -43,6 +45,7 @@ HANDOUTS = {
         "fastest first, and mark those that keep more as more tokens come.",
         paragraph="Three kinds of inputs:",
         groups=("384 × 384", "384 × 1536"),
+        dashed=(("SVD", "data (MB)"),),
     ),
     "07": Handout(
         "07",
@@ -60,7 +63,10 @@ def page(handout: Handout) -> str:
     """The HTML of a sheet: a page for the class, a page with what was found."""
     chapter = published(handout.chapter)
     shown = [
-        (markup.to_html(above), tables.chosen(text, handout.groups))
+        (
+            markup.to_html(above),
+            _dashed(tables.chosen(text, handout.groups), handout.dashed),
+        )
         for above, text in chapter.tables(handout.cell)
     ]
     told = chapter.paragraph(handout.paragraph) if handout.paragraph else ""
@@ -85,6 +91,18 @@ def write(target: Path) -> None:
     for number, handout in HANDOUTS.items():
         text = page(handout)
         (target / f"handout-{number}.html").write_text(text, encoding="utf-8")
+
+
+def _dashed(table: Element, dashed: tuple[tuple[str, str], ...]) -> Element:
+    """The table, with a dash in the named entries of each group of rows."""
+    head = [name.text for name in table.select("thead th")]
+    for name, column in dashed:
+        rows = [row for row in table.select("tbody tr") if row.th.text == name]
+        if column not in head or not rows:
+            raise LookupError(f"no entry of {name!r} in {column!r}; there are {head}.")
+        for row in rows:
+            row.select("th, td")[head.index(column)].string = "–"
+    return table
 
 
 def _emptied(table: Element, covered: str) -> Element:
