@@ -8,6 +8,9 @@
     ```{course-bands}
     ```
 
+    ```{course-bands} levels
+    ```
+
 The files are made when the site is: `_static/course/` holds them.
 """
 
@@ -87,13 +90,16 @@ class QuizDirective(SphinxDirective):
 
 
 class BandsDirective(SphinxDirective):
-    """What a student's score may be, from the records."""
+    """What a student's score may be, or the project's levels, from the records."""
+
+    optional_arguments = 1  # levels
 
     def run(self) -> list[nodes.Node]:
-        for band in bands.BANDS:
+        made = bands.levels() if self.arguments == ["levels"] else bands.table()
+        for band in bands.BANDS + bands.LEVELS:
             self.env.note_dependency(str(bands.RESULTS / f"{band.file}.jsonl"))
         holder = nodes.container()
-        content = type(self.content)(bands.table().splitlines(), "bands")
+        content = type(self.content)(made.splitlines(), "bands")
         self.state.nested_parse(content, self.content_offset, holder)
         return list(holder.children)
 
@@ -119,7 +125,7 @@ def files() -> set[str]:
     return (
         {f"quiz-{number}.xml" for number in quiz.chapters()}
         | {f"slides-{number}.html" for number in slides.chapters()}
-        | {f"assignment-{name}.ipynb" for name in assign.names()}
+        | {assign.published(name) for name in assign.names()}
         | {f"handout-{number}.html" for number in handouts.HANDOUTS}
         | {"slides.zip"}
     )
@@ -133,9 +139,7 @@ def write_files(app: Sphinx, error: Exception | None) -> None:
     for number in quiz.chapters():
         text = moodle.to_xml(quiz.load(number))
         (target / f"quiz-{number}.xml").write_text(text, encoding="utf-8")
-    for name in assign.names():
-        notebook = assign.student_notebook(name)
-        (target / f"assignment-{name}.ipynb").write_text(notebook, encoding="utf-8")
+    assign.write(target)
     handouts.write(target)
     slides.write(target)
     pack(target)

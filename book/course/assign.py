@@ -28,13 +28,35 @@ def names(folder: Path = SOURCES) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.md"))
 
 
-def student_notebook(name: str, folder: Path = SOURCES) -> str:
-    """The student's notebook as text, made without running the solutions."""
+def published(name: str) -> str:
+    """The file that the site offers of an assignment."""
+    return f"assignment-{name}.ipynb"
+
+
+def write(target: Path, folder: Path = SOURCES) -> None:
+    """Every student's notebook into one folder, as the site offers them."""
+    for name in names(folder):
+        file = target / published(name)
+        file.write_text(student_notebook(name, folder, file.name), encoding="utf-8")
+
+
+def student_notebook(name: str, folder: Path = SOURCES, called: str = "") -> str:
+    """The student's notebook as text, made without running the solutions.
+
+    otter-grader reads the checks from the file that the first cell names, so that must
+    be what the notebook is `called`; NN.ipynb if nothing is said.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         made = _made(folder / f"{name}.md", Path(temporary), run=False)
         notebook = nbformat.read(made / "student" / f"{name}.ipynb", as_version=4)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"  # random else, and a build would differ each time
+    first, own = notebook.cells[0], f'otter.Notebook("{name}.ipynb")'
+    if own not in first.source:
+        raise ValueError(f"{name}: its first cell has no {own}; otter-grader changed?")
+    first.source = first.source.replace(
+        own, f'otter.Notebook("{called or name + ".ipynb"}")'
+    )
     text: str = nbformat.writes(notebook)
     return text + "\n"
 

@@ -75,6 +75,20 @@ BANDS = [
 ]
 
 
+# What a project is measured by: points lost at 2× beside the dense model of the seed.
+LEVELS = [
+    Band(
+        f"{title} at 2×, {way}",
+        "05-algorithm-2",
+        SEARCHED | {"way": f"{key}-{spent}"},
+        "score",
+        dense="dense",
+    )
+    for key, title in (("svd", "plain SVD"), ("drone", "DRONE"))
+    for spent, way in (("fraction", "one share"), ("latency", "its own search"))
+]
+
+
 def next_seed(scores: list[float]) -> tuple[float, float]:
     """Where the score of one more seed lies in 95 of 100 cases."""
     count = len(scores)
@@ -102,6 +116,16 @@ def scores(band: Band, folder: Path = RESULTS) -> list[float]:
 def _of(record: dict[str, Any], band: Band) -> float:
     score = float(record[band.field])
     return float(record[band.dense]) - score if band.dense else score
+
+
+def levels(folder: Path = RESULTS) -> str:
+    """What the levels of the project lost under each seed, as a Markdown table."""
+    lines = ["| compressed by | lost under each seed | mean |", "|---|---:|---:|"]
+    for level in LEVELS:
+        each = scores(level, folder)
+        lost = ", ".join(f"{points:.1f}" for points in sorted(each))
+        lines.append(f"| {level.title} | {lost} | {statistics.mean(each):.1f} |")
+    return "\n".join(lines)
 
 
 def table(folder: Path = RESULTS) -> str:

@@ -105,6 +105,11 @@ class Chapter:
         for cell in self.cells:
             _, found, rest = cell.source.partition(heading + "\n")
             items = re.findall(r"^- .*(?:\n  .*)*", rest, re.M)
+            # an item's equation or code is left out: then nothing follows its colon
+            items = [
+                re.sub(r":$", ";" if i < len(items) else ".", item)
+                for i, item in enumerate(items, 1)
+            ]
             if cell.cell_type == "markdown" and found and items:
                 return self.numbered("\n".join(items))
         raise LookupError(f"{self.path.name}: no list below {heading!r}.")

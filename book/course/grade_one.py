@@ -1,6 +1,10 @@
-"""Grade one notebook in this process; `grade` starts it for each submission."""
+"""Grade one notebook in this process; `grade` starts it for each submission.
+
+The clock is SIGALRM, which Windows does not have: grade there in the container or WSL.
+"""
 
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +31,11 @@ for _event, _seconds in (("pre_run_cell", {seconds}), ("post_run_cell", 0)):
 
 def main(autograder: str, notebook: str, marks: str, cell_seconds: str) -> None:
     """Write the points of each question as JSON."""
+    if not hasattr(signal, "SIGALRM"):
+        raise SystemExit(
+            "Grading needs SIGALRM, which this system (Windows?) does not have: grade "
+            "in the container of book/course/lab.md or under WSL."
+        )
     submission = nbformat.read(notebook, as_version=4)
     clock = nbformat.v4.new_code_cell(CLOCK.format(seconds=int(cell_seconds)))
     submission.cells.insert(0, clock)

@@ -9,18 +9,15 @@ import shutil
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bs4 import BeautifulSoup
 from jinja2 import Environment
 
-from book.course import markup
+from book.course import markup, tables
 from book.course.chapter import published
+from book.course.tables import Element
 
 FOLDER = Path(__file__).parent / "slides"
 TEMPLATE = FOLDER / "handout.html"
-
-Element = Any  # of bs4, whose types let every child be missing
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,8 @@ class Handout:
     ask: str  # Markdown; what the class does before the second page is shown
     paragraph: str = ""  # the chapter's own, by its first words, that says what is what
     groups: tuple[str, ...] = ()  # of rows, by their heading; empty: all
+    # (row, column) where the number is of no use: plain SVD keeps no data at all
+    dashed: tuple[tuple[str, str], ...] = ()
     covered: str = ""  # rows with this in their name are left empty; "": every row
 
 
@@ -46,6 +45,7 @@ HANDOUTS = {
         "fastest first, and mark those that keep more as more tokens come.",
         paragraph="Three kinds of inputs:",
         groups=("384 × 384", "384 × 1536"),
+        dashed=(("SVD", "data (MB)"),),
     ),
     "07": Handout(
         "07",
@@ -62,8 +62,11 @@ HANDOUTS = {
 def page(handout: Handout) -> str:
     """The HTML of a sheet: a page for the class, a page with what was found."""
     chapter = published(handout.chapter)
-    tables = [
-        (markup.to_html(above), _chosen(text, handout.groups))
+    shown = [
+        (
+            markup.to_html(above),
+            _dashed(tables.chosen(text, handout.groups), handout.dashed),
+        )
         for above, text in chapter.tables(handout.cell)
     ]
     told = chapter.paragraph(handout.paragraph) if handout.paragraph else ""
@@ -75,10 +78,8 @@ def page(handout: Handout) -> str:
             section=markup.inline_html(chapter.section(handout.cell)),
             ask=markup.to_html(handout.ask),
             paragraph=markup.to_html(told),
-            empty=[
-                (above, _emptied(table, handout.covered)) for above, table in tables
-            ],
-            whole=tables,
+            empty=[(above, _emptied(table, handout.covered)) for above, table in shown],
+            whole=shown,
         )
     )
     return made
@@ -92,21 +93,15 @@ def write(target: Path) -> None:
         (target / f"handout-{number}.html").write_text(text, encoding="utf-8")
 
 
-def _chosen(text: str, groups: tuple[str, ...]) -> Element:
-    """A table as an element, with these groups of rows only."""
-    table: Element = BeautifulSoup(text, "html.parser").table
-    if table.caption:
-        table.caption.string = table.caption.text.removesuffix(" All rows.")
-    if groups:
-        bodies = {name.parent.parent: name.text for name in table.select("tr.group th")}
-        missing = set(groups) - set(bodies.values())
-        if missing:
-            raise LookupError(
-                f"no rows {sorted(missing)}; there are {list(bodies.values())}."
-            )
-        for body, name in bodies.items():
-            if name not in groups:
-                body.decompose()
+def _dashed(table: Element, dashed: tuple[tuple[str, str], ...]) -> Element:
+    """The table, with a dash in the named entries of each group of rows."""
+    head = [name.text for name in table.select("thead th")]
+    for name, column in dashed:
+        rows = [row for row in table.select("tbody tr") if row.th.text == name]
+        if column not in head or not rows:
+            raise LookupError(f"no entry of {name!r} in {column!r}; there are {head}.")
+        for row in rows:
+            row.select("th, td")[head.index(column)].string = "–"
     return table
 
 

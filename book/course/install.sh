@@ -26,4 +26,12 @@ tar -xzf "$here/book.tar.gz" -C "$target"
 pip() { "$target/.venv/bin/python" -m pip install --quiet --no-index "$@"; }
 pip --find-links "$here/wheels" --requirement "$target/requirements.lock"
 pip --no-deps "$here"/wheels/drone-*.whl
+# What make asks before it calls pip; newer than what it is made of.
+touch "$target/.venv/.installed"
+if [ -f "$here/site.tar.gz" ]; then
+    tar -xzf "$here/site.tar.gz" -C "$target"
+    # make would build it anew if a source were newer
+    touch "$target/_build/html/index.html"
+    echo "Decks, quizzes and assignments: $target/_build/html/index.html"
+fi
 echo "Ready: $target/.venv/bin/jupyter lab $target/notebooks"

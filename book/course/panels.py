@@ -12,6 +12,11 @@ PANEL = re.compile(
 )
 
 
+# A line of unrotated text: its baseline, and a hundredth of its size.
+LINE = re.compile(r"translate\([\d.]+ ([\d.]+)\) scale\(([\d.]+)")
+DEEP, HIGH = 30, 100  # hundredths of its size that a letter reaches down and up
+
+
 def halves(svg: str) -> list[str]:
     """The upper and the lower panels of a tall figure, else the figure as it is."""
     size = SIZE.search(svg)
@@ -21,12 +26,29 @@ def halves(svg: str) -> list[str]:
     rows = sorted({(float(top), float(bottom)) for bottom, top in PANEL.findall(svg)})
     if height < TALL * width or len(rows) < 2:
         return [svg]
-    gaps = [(above[1] + below[0]) / 2 for above, below in pairwise(rows)]
+    gaps = [_clear(svg, above[1], below[0]) for above, below in pairwise(rows)]
     cut = min(gaps, key=lambda gap: abs(gap - height / 2))
     return [
         _band(svg, size[0], width, top, bottom)
         for top, bottom in ((0, cut), (cut, height))
     ]
+
+
+def _clear(svg: str, bottom: float, top: float) -> float:
+    """A height between two rows of panels that runs through no panel's words.
+
+    The upper row ends at `bottom`, the lower one begins at `top`.
+    """
+    low, high = bottom, top
+    for axes in re.split(r'(?=<g id="axes_\d+">)', svg)[1:]:
+        panel = PANEL.match(axes)
+        lines = [(float(y), float(size)) for y, size in LINE.findall(axes)]
+        between = [(y, size) for y, size in lines if bottom < y < top]
+        if panel and float(panel[1]) <= bottom:
+            low = max([low, *(y + DEEP * size for y, size in between)])
+        else:
+            high = min([high, *(y - HIGH * size for y, size in between)])
+    return (low + high) / 2
 
 
 def _band(svg: str, size: str, width: float, top: float, bottom: float) -> str:

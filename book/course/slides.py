@@ -18,7 +18,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from book.course import markup
+from book.course import markup, tables
 from book.course.chapter import Chapter, published
 
 FOLDER = Path(__file__).parent / "slides"
@@ -166,6 +166,13 @@ def _output(chapter: Chapter, part: Part) -> str:
     return f'<pre class="output">{html.escape(text)}</pre>'
 
 
+def _table(chapter: Chapter, part: Part) -> str:
+    """A table of a cell, or the rows, groups and columns of it that are named."""
+    (_, text), *_ = chapter.tables(part["table"])
+    named = {key: tuple(part.get(key, ())) for key in ("groups", "rows", "columns")}
+    return f'<div class="output">{tables.chosen(text, **named)}</div>'
+
+
 KINDS: dict[str, Callable[[Chapter, Part], str]] = {
     "say": _say,
     "paragraph": _paragraph,
@@ -176,4 +183,5 @@ KINDS: dict[str, Callable[[Chapter, Part], str]] = {
     "figure": _figure,
     "code": _code,
     "output": _output,
+    "table": _table,
 }

@@ -10,14 +10,19 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+SITE = ROOT / "_build" / "html"
 INSTALLER = Path(__file__).with_name("install.sh")
 
 
 def make(target: Path) -> Path:
-    """Fill the folder: wheels/, book.tar.gz, python-version, install.sh, SHA256SUMS."""
+    """Fill the folder: wheels/, book.tar.gz, python-version, install.sh, SHA256SUMS.
+
+    If the site is built (`make book`), it comes along as site.tar.gz.
+    """
     wheels = target / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(wheels)]
@@ -26,12 +31,24 @@ def make(target: Path) -> Path:
     subprocess.run([*pip, "--no-deps", str(ROOT)], check=True)
     book = ["git", "archive", "--format=tar.gz", "-o", str(target / "book.tar.gz")]
     subprocess.run([*book, "HEAD"], check=True, cwd=ROOT)
+    pack_site(target)
     # the lock names other releases for other Pythons, down to the third number
     made_with = ".".join(map(str, sys.version_info[:3]))
     (target / "python-version").write_text(made_with)
     shutil.copy(INSTALLER, target)
     write_sums(target)
     return target
+
+
+def pack_site(target: Path, site: Path = SITE) -> None:
+    """The built site as site.tar.gz: decks, quizzes, students' notebooks; else none."""
+    packed = target / "site.tar.gz"
+    packed.unlink(missing_ok=True)  # an old one beside a new book would mislead
+    if not (site / "index.html").is_file():
+        print(f"{site} is not built: no decks and quizzes go along. Try `make book`.")
+        return
+    with tarfile.open(packed, "w:gz") as tar:
+        tar.add(site, "_build/html")
 
 
 def write_sums(target: Path) -> None:

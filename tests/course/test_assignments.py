@@ -1,6 +1,7 @@
 """Assignments: nothing leaks, and marks are what they should be."""
 
 import ast
+import html
 import inspect
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 
 pytest.importorskip("otter", reason="otter-grader is in the extra `course`")
 
-from book.course import assign, grade
+from book.course import assign, grade, grade_one, slides
 
 HERE = Path(__file__).parent
 
@@ -35,13 +36,44 @@ def secrets(name, folder=assign.SOURCES):
     return lines, hidden
 
 
+def asked(name, folder=assign.SOURCES):
+    """Names of the functions whose whole body a student writes."""
+    text = (folder / f"{name}.md").read_text(encoding="utf-8")
+    return set(re.findall(r'^def (\w+).*\n +""".*"""\n +# BEGIN SOLUTION$', text, re.M))
+
+
 def leaks(notebook, name, folder=assign.SOURCES):
-    """What of a solution or a hidden test stands in a student's notebook."""
-    lines, hidden = secrets(name, folder)
-    given = {line for cell in notebook.cells for line in stripped(cell.source)}
+    """What of a solution or a hidden test stands in a student's notebook.
+
+    Solutions of *all* assignments count, for one setup cell could answer another task.
+    """
+    _, hidden = secrets(name, folder)
     tests = "\n".join(public_tests(notebook))
-    given |= set(stripped(tests))
-    return sorted(lines & given) + [test for test in hidden if test in tests]
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    text = [cell.source for cell in notebook.cells] + [tests]
+    given = {line for part in text for line in stripped(part)}
+    found = [test for test in hidden if test in tests]
+    for other in assign.names(folder):
+        lines, _ = secrets(other, folder)
+        # a line that two assignments' tasks both need, as `return total`, says nothing
+        found += sorted(lines & given)
+        if other != name:
+            found += sorted(asked(other, folder) & working(code))
+    return found
+
+
+def working(code):
+    """Names of the functions that these cells define, with more than a prompt."""
+    trees = [ast.parse(part) for part in code]
+    functions = [
+        node
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    ]
+    return {
+        f.name for f in functions if not isinstance(f.body[-1], ast.Expr | ast.Pass)
+    }
 
 
 def stripped(text):
@@ -69,6 +101,16 @@ def test_nothing_leaks_into_a_students_notebook(student):
         assert word not in text
 
 
+def test_a_download_finds_its_own_checks(tmp_path, monkeypatch):
+    assign.write(tmp_path, HERE)
+    (file,) = tmp_path.iterdir()
+    assert file.name == assign.published("tiny")
+    monkeypatch.chdir(tmp_path)
+    state = {"double": lambda x: 5}
+    exec(nbformat.read(file, as_version=4).cells[0].source, state)
+    assert "q1" in str(state["grader"].check("q1"))
+
+
 def test_a_leak_is_noticed():
     notebook = nbformat.reads(assign.student_notebook("tiny", HERE), as_version=4)
     assert leaks(notebook, "tiny", HERE) == []
@@ -80,6 +122,24 @@ def test_a_leak_is_noticed():
     ]
     notebook.metadata["otter"]["tests"]["q1"] += "\ndef test_hidden(double): ..."
     assert "test_hidden" in leaks(notebook, "tiny", HERE)
+
+
+def test_a_leak_of_another_assignment_is_noticed():
+    notebook = nbformat.reads(assign.student_notebook("tiny", HERE), as_version=4)
+    assert leaks(notebook, "03") == []
+    line = "basis, small = torch.linalg.qr(wide)  # (m, s), (s, n) with s = min(m, n)"
+    assert line in secrets("02")[0]
+    helper = "def factorize(weight, moment, rank):\n    return another_way(weight)"
+    notebook.cells += map(nbformat.v4.new_code_cell, (line, helper))
+    assert leaks(notebook, "03") == [line, "factorize"]
+
+
+@pytest.mark.parametrize("number", slides.chapters())
+def test_no_slide_shows_a_solution(number):
+    page = html.unescape(re.sub(r"<[^>]*>", "", slides.deck(number)))
+    shown = set(stripped(page))
+    for name in assign.names():
+        assert sorted(secrets(name)[0] & shown) == [], name
 
 
 def test_a_student_is_told_what_is_wrong(student):
@@ -154,6 +214,13 @@ def test_a_solution_passes_every_test_and_the_untouched_notebook_none(student):
     untouched = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     passed = outcomes(untouched, name)
     assert [test for test, error in passed.items() if error is None] == []
+    _, hidden = secrets(name)
+    strange = {
+        test: error
+        for test, error in passed.items()
+        if test not in hidden and not isinstance(error, AssertionError)
+    }
+    assert strange == {}  # what a check says of no work yet is a sentence
 
 
 MISTAKES = yaml.safe_load(HERE.joinpath("mistakes.yaml").read_text(encoding="utf-8"))
@@ -204,6 +271,12 @@ def marks(tmp_path_factory):
     rows = grade.grade_folder(home / "autograder.zip", folder, cell_seconds=3)
     grade.write_table(rows, table)
     return {row["submission"].removesuffix(".ipynb"): row for row in rows}, table
+
+
+def test_a_system_without_the_clock_is_told_where_to_grade(monkeypatch):
+    monkeypatch.delattr(grade_one.signal, "SIGALRM")
+    with pytest.raises(SystemExit, match="in the container"):
+        grade_one.main("a.zip", "a.ipynb", "marks.json", "3")
 
 
 def test_marks_are_as_expected(marks):

@@ -14,7 +14,7 @@ import yaml
 from built_site import needs_browser
 from matplotlib.figure import Figure
 
-from book.course import chapter, markup, panels, slides
+from book.course import chapter, markup, panels, slides, tables
 
 # Elements of the open slide that reach below its edge or beyond its side.
 OUTSIDE = """() => {
@@ -65,6 +65,10 @@ def test_a_deck_is_made_from_the_chapter(number):
         ({"code": "gone"}, "no cell 'gone'"),
         ({"code": "theorem-hand", "first": "gone"}, "no line with 'gone'"),
         ({"output": "gone"}, "no cell 'gone'"),
+        ({"table": "gone"}, "no cell 'gone'"),
+        ({"table": "whiten-table", "rows": ["gone"]}, "no rows"),
+        ({"table": "whiten-table", "groups": ["gone"]}, "no rows"),
+        ({"table": "whiten-table", "columns": ["gone"]}, "no columns"),
         ({"paragraph": "**Gone.**"}, "no paragraph starts with"),
         ({"bullets": "## Gone"}, "no list below"),
         ({"reading": "gone"}, "no cell 'reading-gone'"),
@@ -102,6 +106,30 @@ def test_a_citation_leaves_no_gap():
     assert markup.plain_roles("on GLUE {cite}`wang2019`. At") == "on GLUE. At"
 
 
+TABLE = """<table><thead>
+<tr><th></th><th>score</th><th>low</th><th>lost</th></tr>
+<tr><th>method</th><th></th><th></th><th></th></tr></thead>
+<tbody><tr class="group"><th colspan="4">a task</th></tr></tbody>
+<tbody><tr><th>one</th><td>1</td><td>2</td><td>3</td></tr>
+<tr><th>two</th><td>4</td><td>5</td><td>6</td></tr></tbody></table>"""
+
+
+def test_a_slide_takes_some_rows_and_columns_of_a_table():
+    made = tables.chosen(TABLE, rows=("two",), columns=("score", "lost"))
+    words = [[c.text for c in row.select("th,td")] for row in made.select("tr")]
+    assert words == [
+        ["", "score", "lost"],
+        ["method", "", ""],
+        ["a task"],
+        ["two", "4", "6"],
+    ]
+
+
+def test_a_list_item_whose_equation_is_left_out_has_no_colon_at_its_end():
+    items = chapter.published("05").bullets("## 5.5 Rivals at equal speed").splitlines()
+    assert len(items) > 2 and not [item for item in items if item.endswith(":")]
+
+
 def test_an_equation_has_the_number_it_has_in_the_chapter(tmp_path):
     assert r"\tag{2.1}" in one_slide(tmp_path, equation="eq-objective")
     page = one_slide(tmp_path, block="thm-inverse-free")
@@ -129,6 +157,24 @@ def test_a_tall_figure_is_cut_between_its_panels():
     cut = 1 - tops[1] / (9 * 72)  # from the figure's lower edge, as a share
     assert tops[0] == 0
     assert places[2].y1 < cut < places[1].y0
+
+
+def test_the_cut_runs_below_the_labels_of_the_panel_above():
+    figure = Figure(figsize=(5, 8), dpi=72)  # as an SVG counts
+    above, below = figure.subplots(2, 1, gridspec_kw={"hspace": 0.9})
+    above.set_xlabel("three\nlines of\na label", fontsize=16)
+    below.set_title("low", fontsize=8)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    cut = float(
+        re.findall(r'viewBox="0 ([\d.]+) ', panels.halves(buffer.getvalue())[1])[0]
+    )
+    down = 8 * 72 - cut  # from the figure's lower edge, as Matplotlib counts
+    label, title = (
+        above.xaxis.label.get_window_extent(),
+        below.title.get_window_extent(),
+    )
+    assert title.y1 < down < label.y0
 
 
 @pytest.mark.parametrize(("rows", "high"), [(4, 5), (1, 9)])

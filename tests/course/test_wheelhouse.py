@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
@@ -29,10 +30,10 @@ def test_sums_are_what_sha256sum_reads(folder):
     assert len(done.stdout.splitlines()) == 3
 
 
-def install(folder):
+def install(folder, python=sys.executable):
     shutil.copy(wheelhouse.INSTALLER, folder)
     command = ["sh", "install.sh", str(folder / "course")]
-    environment = os.environ | {"PYTHON": sys.executable}
+    environment = os.environ | {"PYTHON": str(python)}
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env=environment
     )
@@ -51,6 +52,47 @@ def test_another_python_stops_the_installer(folder):
     assert done.returncode != 0
     assert "are for Python 3.99.0 or a later 3.99, and this is 3." in done.stderr
     assert not (folder / "course").exists()
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A folder whose wheels and Python are a shim: what is unpacked is real."""
+    book, site, folder = (tmp_path / name for name in ("book", "html", "whole"))
+    (folder / "wheels").mkdir(parents=True)
+    (folder / "wheels" / "drone-1-py3-none-any.whl").write_bytes(b"a wheel")
+    book.mkdir()
+    (book / "requirements.lock").write_text("")
+    with tarfile.open(folder / "book.tar.gz", "w:gz") as tar:
+        tar.add(book / "requirements.lock", "requirements.lock")
+    (site / "_static" / "course").mkdir(parents=True)
+    (site / "index.html").write_text("the book")
+    (site / "_static" / "course" / "slides-01.html").write_text("a deck")
+    (folder / "python-version").write_text(".".join(map(str, sys.version_info[:3])))
+    shim = tmp_path / "python"  # its venv has a pip that does nothing
+    shim.write_text(
+        f"""#!/bin/sh
+if [ "$2" = venv ]; then
+    mkdir -p "$3/bin"; printf '#!/bin/sh\\n' > "$3/bin/python"; chmod +x "$3/bin/python"
+else exec "{sys.executable}" "$@"; fi
+"""
+    )
+    shim.chmod(0o755)
+    return folder, site, shim
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_the_room_gets_the_site_and_make_calls_no_pip(whole, built):
+    folder, site, shim = whole
+    wheelhouse.pack_site(folder, site if built else site / "gone")
+    wheelhouse.write_sums(folder)
+    done = install(folder, shim)
+    assert done.returncode == 0, done.stderr
+    course = folder / "course"
+    deck = course / "_build" / "html" / "_static" / "course" / "slides-01.html"
+    assert deck.is_file() == built
+    stamp, lock = course / ".venv" / ".installed", course / "requirements.lock"
+    assert stamp.stat().st_mtime >= lock.stat().st_mtime
+    assert ("slides" in done.stdout or "Decks" in done.stdout) == built
 
 
 def instructions():
