@@ -4,7 +4,7 @@ import pytest
 from built_site import CHAPTER, DESKTOP, PHONE, ROOT, SET_FORMULAS, needs_browser
 
 CHAPTERS = sorted((ROOT / "book" / "chapters").glob("*.ipynb"))
-MOST_STOPS = 160  # links, folds, buttons that copy; the most is in chapter 6
+MOST_STOPS = 180  # links, folds, buttons that copy; the most, 166, are in chapter 9
 # What the Tab key stops at.
 STOPS = """() => [...document.querySelectorAll(
     "a[href], button, input, select, textarea, summary, [tabindex]")]
