@@ -71,5 +71,9 @@ def test_links_and_lighthouse_are_tried_each_week():
     assert "make linkcheck" in workflow
     assert "make lighthouse" in workflow
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    config = (ROOT / "_config.yml").read_text(encoding="utf-8")
+    ignored = re.search(r"linkcheck_ignore: \['(.*)'\]", config)[1]
+    assert re.match(ignored, "../book/ledger.html#headline")
+    assert not re.match(ignored, "https://example.org")
     for target in ("linkcheck", "lighthouse"):
         assert re.search(rf"^{target}: ", makefile, re.MULTILINE)
