@@ -99,6 +99,15 @@ def test_a_field_that_is_no_depth_is_not_taken_for_one(
     assert all(torch.equal(found[k], v) for k, v in small.state_dict().items())
 
 
+def test_a_model_in_a_subfolder_is_read(tmp_path: Path) -> None:
+    model = hf.BertModel(hf.BertConfig(**TEXT)).eval()
+    small = compress(model, {"encoder.layer.0.output.dense": 4})
+    save(small, tmp_path / "root" / "small")
+    found = hf.BertModel.from_pretrained(tmp_path / "root", subfolder="small")
+    state = found.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in small.state_dict().items())
+
+
 def inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     ids, pixels = torch.arange(5, 13)[None], torch.ones(1, 3, 16, 16)
     if isinstance(model, hf.CLIPModel):
