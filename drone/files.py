@@ -119,6 +119,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} exists already; delete it to write it anew.")
+    path = path.resolve()  # "." has no name, and stands in no folder of its own
     # mkdtemp makes the folder private (0700); the child has ordinary permissions.
     outer = _partial(path.parent)
     try:
@@ -126,7 +127,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         if path.is_dir():
-            path.resolve().rmdir()  # refused if something came into it meanwhile
-        temporary.rename(path.resolve())
+            path.rmdir()  # refused if something came into it meanwhile
+        temporary.rename(path)
     finally:
         shutil.rmtree(outer)

@@ -70,6 +70,19 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("path", [".", "../here", ""])
+def test_an_empty_folder_is_filled_by_any_of_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with whole_folder(Path(path)) as temporary:
+        (temporary / "a.txt").write_text("whole")
+    assert (here / "a.txt").read_text() == "whole"
+    assert [p.name for p in tmp_path.iterdir()] == ["here"]
+
+
 def test_a_folder_has_the_permissions_of_any_other(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     with whole_folder(tmp_path / "result"):

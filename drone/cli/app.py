@@ -1,7 +1,8 @@
 """The commands: compress, report, bench, onnx, doctor."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,10 +10,10 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from drone.cli.card import Result, card, summary
 from drone.cli.doctor import diagnose
+from drone.cli.folder import check_fit, load_model, load_tokenizer
 from drone.cli.rows import Row, label_ids, make_batches, read_rows, split
 from drone.cli.score import interval, score
 from drone.files import whole_folder
@@ -20,12 +21,12 @@ from drone.model.calibrate import to_device
 from drone.model.onnx import export_onnx
 from drone.model.report import report as report_of
 from drone.model.storage import save
-from drone.progress import quiet
 from drone.search.verb import Compressed
 from drone.search.verb import compress as make_small
 from drone.timing import LatencyReport, compare_latency
 
-MISSED, REFUSED = 1, 2  # exit codes: not what was asked for; a mistake in the request
+# Exit codes: not what was asked for; a mistake in the request; a fault of this program.
+MISSED, REFUSED, FAILED = 1, 2, 3
 ROWS_A_BATCH = 32
 PATIENCE = (
     "ranks: by Algorithm 2, in several searches; --method latency is quicker and loses "
@@ -50,7 +51,9 @@ Longest = Annotated[int, typer.Option(help="tokens a row; the rest is cut off", 
 def compress(
     folder: Folder,
     data: Data,
-    out: Annotated[Path | None, typer.Option(help="folder to write; a new one")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write; new or empty")
+    ] = None,
     text: Text = "text",
     text2: Text2 = None,
     label: Label = "label",
@@ -82,7 +85,8 @@ def compress(
 ) -> None:
     """Compress the classifier in FOLDER, score it on rows held back, write it to OUT.
 
-    Exit code 1: the model was written, but missed what was asked for.
+    Exit code 1: the model was written, but missed what was asked for; 2: a mistake in
+    the request, nothing was written; 3: a fault of this program.
     """
     with _clearly():
         asked = {"speedup": speedup, "loss-increase": loss_increase}
@@ -94,16 +98,16 @@ def compress(
             )
         if out is None and not dry_run:
             raise ValueError("give --out, the folder to write, or --dry-run.")
-        if out is not None and out.exists():
+        if out is not None and out.exists() and not _is_empty(out):
             raise FileExistsError(f"{out} exists already; name another folder.")
         columns = [text] if text2 is None else [text, text2]
         rows = read_rows(data, columns, label)
         searched, held = split(rows, max_rows, seed)
-        model, tokenizer = _load(folder)
+        model = load_model(folder)
+        tokenizer = load_tokenizer(folder, model)
         ids = label_ids(rows, model.config.label2id, data)
-        longest = min(max_length, tokenizer.model_max_length)
         batches, others = (
-            make_batches(part, tokenizer, ids, ROWS_A_BATCH, longest)
+            _batches(part, model, tokenizer, ids, max_length)
             for part in (searched, held)
         )
         told = f"{data.name}, {len(searched)} searched and {len(held)} held back"
@@ -139,8 +143,7 @@ def compress(
 def report(folder: Folder) -> None:
     """Say of each layer of a model whether it is low-rank, and what that saves."""
     with _clearly():
-        model, _ = _load(folder)
-        table = report_of(model)
+        table = report_of(load_model(folder))
         columns = ["out", "in", "rank", "parameters", "parameters_dense"]
         typer.echo(table.to_string(columns=columns))
         typer.echo(table.summary())
@@ -164,8 +167,10 @@ def bench(
         models: dict[str, Any] = {}
         batches: list[dict[str, Tensor]] = []
         for name, folder in (("first", first), ("second", second)):
-            model, tokenizer = _load(folder)
-            made = _batches(rows, model, tokenizer, data, max_length)
+            model = load_model(folder)
+            tokenizer = load_tokenizer(folder, model)
+            ids = label_ids(rows, model.config.label2id, data)
+            made = _batches(rows, model, tokenizer, ids, max_length)
             if batches and not all(
                 torch.equal(a["input_ids"], b["input_ids"])
                 for a, b in zip(batches, made, strict=True)
@@ -202,8 +207,10 @@ def onnx(
     with _clearly():
         columns = [text] if text2 is None else [text, text2]
         rows = read_rows(data, columns, label)
-        model, tokenizer = _load(folder)
-        batches = _batches(rows, model, tokenizer, data, max_length)
+        model = load_model(folder)
+        tokenizer = load_tokenizer(folder, model)
+        ids = label_ids(rows, model.config.label2id, data)
+        batches = _batches(rows, model, tokenizer, ids, max_length)
         # The one with the most pads: that they are masked is what an export may lose.
         batch = min(batches, key=lambda b: float(b["attention_mask"].float().mean()))
         apart = export_onnx(model, out, batch)
@@ -225,50 +232,37 @@ def doctor() -> None:
 
 @contextmanager
 def _clearly() -> Iterator[None]:
-    """Turn an error of the request or the data into one line and exit code 2."""
+    """Turn an error of the request or the data into one line and exit code 2.
+
+    Anything else is our fault: it is shown whole, and is not taken for a missed goal.
+    """
     try:
         yield
     except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(REFUSED) from error
+    except Exception as error:
+        typer.echo(traceback.format_exc(), err=True)
+        raise typer.Exit(FAILED) from error
 
 
-def _load(folder: Path) -> tuple[Any, Any]:
-    """Read a classifier, dense or compressed, and its tokenizer.
-
-    Raises:
-        FileNotFoundError: the folder has no config.json.
-        ValueError: weights are missing, as a classifier's head that was never trained.
-    """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}: no config.json; name a model's folder.")
-    with quiet():
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ValueError(
-            f"{folder}: no weights for {missing}; a fine-tuned classifier is needed."
-        )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer
+def _is_empty(path: Path) -> bool:
+    """Whether a path is a folder with nothing in it."""
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _batches(
-    rows: Sequence[Row], model: Any, tokenizer: Any, data: Path, max_length: int
+    rows: Sequence[Row],
+    model: Any,
+    tokenizer: Any,
+    ids: Mapping[str, float],
+    max_length: int,
 ) -> list[dict[str, Tensor]]:
-    """Make batches of all rows as this model reads them."""
-    ids = label_ids(rows, model.config.label2id, data)
+    """Make batches of rows as this model reads them, and see that it can."""
     longest = min(max_length, tokenizer.model_max_length)
-    return make_batches(rows, tokenizer, ids, ROWS_A_BATCH, longest)
+    batches = make_batches(rows, tokenizer, ids, ROWS_A_BATCH, longest)
+    check_fit(model, batches)
+    return batches
 
 
 def _clock(

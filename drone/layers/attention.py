@@ -45,12 +45,12 @@ class LowRankSelfAttention(nn.Module):
         """
         nn.Module.__init__(self)  # not the family's: that would make dense projections
         kind = type(dense).__name__
-        if kind not in ATTENTION:
-            known = ", ".join(ATTENTION)
-            raise ValueError(f"a {kind}; one of {known} is needed.")
+        names = attention_names(dense)
+        if names is None:
+            raise ValueError(f"{_unknown(dense)}.")
         if getattr(dense, "is_causal", False) or getattr(dense, "is_decoder", False):
             raise ValueError(f"this {kind} is a decoder's; an encoder's is needed.")
-        self.names = names = ATTENTION[kind]
+        self.names = names
         self.heads = attention_heads(dense)
         self.head_size = getattr(dense, names.value).out_features // self.heads
         self.in_features = query.in_features
@@ -86,8 +86,8 @@ class LowRankSelfAttention(nn.Module):
     ) -> "LowRankSelfAttention":
         """Replace a block by its best version with `rank` numbers a head.
 
-        Device, dtype, mode and `requires_grad` are those of the block, wherever and
-        in whatever dtype the factorization was made.
+        Device, dtype, mode and each parameter's `requires_grad` are those of the
+        block, wherever and in whatever dtype the factorization was made.
 
         Raises:
             ValueError: the rank is not allowed, the factorization is of another
@@ -95,7 +95,7 @@ class LowRankSelfAttention(nn.Module):
                 known kind.
         """
         check_rank(rank, factorization.max_rank)
-        query, _ = query_and_key(dense)
+        query, key = query_and_key(dense)
         rows, dim = query.weight.shape
         heads, size, extended = factorization.query.shape
         if (heads * size, extended - 1) != (rows, dim):
@@ -105,9 +105,8 @@ class LowRankSelfAttention(nn.Module):
             )
         parts = factorization.truncate(rank, like=query.weight)
         weight_q, bias_q, weight_k, bias_k = parts
-        trains = query.weight.requires_grad
         return cls.replacing(
-            dense, _linear(weight_q, bias_q, trains), _linear(weight_k, bias_k, trains)
+            dense, _linear(weight_q, bias_q, query), _linear(weight_k, bias_k, key)
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -206,11 +205,9 @@ def query_and_key(block: nn.Module) -> tuple[nn.Linear, nn.Linear]:
     Raises:
         ValueError: the block is of another kind, or its projections are not dense.
     """
-    names = ATTENTION.get(type(block).__name__)
+    names = attention_names(block)
     if names is None:
-        raise ValueError(
-            f"a {type(block).__name__}; one of {', '.join(ATTENTION)} is needed."
-        )
+        raise ValueError(f"{_unknown(block)}.")
     query, key = getattr(block, names.query), getattr(block, names.key)
     if not isinstance(query, nn.Linear) or not isinstance(key, nn.Linear):
         raise ValueError("its queries or keys have been replaced already.")
@@ -219,15 +216,21 @@ def query_and_key(block: nn.Module) -> tuple[nn.Linear, nn.Linear]:
 
 def attention_heads(block: nn.Module) -> int:
     """Return a known block's number of heads."""
-    heads: int = getattr(block, ATTENTION[type(block).__name__].heads)
+    names = attention_names(block)
+    assert names is not None  # who asks has seen that it is known
+    heads: int = getattr(block, names.heads)
     return heads
 
 
-def _linear(weight: Tensor, bias: Tensor, trains: bool) -> nn.Linear:
-    """Return a Linear with these parameters, on their device and in their dtype."""
+def _linear(weight: Tensor, bias: Tensor, dense: nn.Linear) -> nn.Linear:
+    """Return a Linear with these parameters, on their device and in their dtype.
+
+    Each trains if the dense one's does; a bias where there was none, as the weight.
+    """
     linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=trains)
-    linear.bias = nn.Parameter(bias, requires_grad=trains)
+    before: Tensor = dense.weight if dense.bias is None else dense.bias
+    linear.weight = nn.Parameter(weight, requires_grad=dense.weight.requires_grad)
+    linear.bias = nn.Parameter(bias, requires_grad=before.requires_grad)
     return linear
 
 
@@ -266,3 +269,20 @@ ATTENTION = {
         "num_attention_heads", "q", "k", "v", "o", False
     ),
 }
+
+
+def attention_names(block: nn.Module) -> AttentionNames | None:
+    """Return the names of a known attention block's parts; None: it is not known.
+
+    A block of the same name with a forward of its own is another one.
+    """
+    code = getattr(type(block).forward, "__module__", "") or ""
+    ours = code.startswith("transformers.models.")
+    return ATTENTION.get(type(block).__name__) if ours else None
+
+
+def _unknown(block: nn.Module) -> str:
+    """Say why a module is no known attention block."""
+    kind = type(block).__name__
+    whose = " with a forward of its own" if kind in ATTENTION else ""
+    return f"a {kind}{whose}; one of {', '.join(ATTENTION)} is needed"

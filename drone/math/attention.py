@@ -21,12 +21,14 @@ class AttentionFactorization:
         errors: (heads, head size + 1) float64, ‖X̃ᵀ(W̃_qᵀW̃_k − M_k)X̃‖_F for k = 0..head
             size: the change of all logits q·k, before the softmax scale.
         dtype: of the weights, given back by `truncate`.
+        weight_sha256: of weights and biases, if `factorize_modules` made it; else "".
     """
 
     query: Tensor
     key: Tensor
     errors: Tensor
     dtype: torch.dtype
+    weight_sha256: str = ""
 
     @property
     def heads(self) -> int:

@@ -38,12 +38,14 @@ class Factorization:
         errors: (r + 1,) float64, ‖(W − Ŵ_k) X‖_F for k = 0..r, falling to 0; without
             data, ‖W − Ŵ_k‖_F. The unit is that of an output, summed over all tokens.
         dtype: of the weight that was factorized, given back by `truncate`.
+        weight_sha256: of the weight, if `factorize_modules` made it; else "".
     """
 
     left_parts: tuple[Tensor, ...]
     right_parts: tuple[Tensor, ...]
     errors: Tensor
     dtype: torch.dtype
+    weight_sha256: str = ""
 
     @property
     def max_rank(self) -> int:

@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from drone.callers import warn
-from drone.layers.attention import ATTENTION
+from drone.layers.attention import ATTENTION, attention_names
 from drone.layers.linear import LowRankLinear, is_linear
 
 # Subclasses of nn.Linear that write its forward anew and compute the same.
@@ -213,7 +213,7 @@ def known_blocks(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if type(module).__name__ in ATTENTION
+        if attention_names(module) is not None
         and not getattr(module, "is_decoder", False)
         and not getattr(module, "is_causal", False)
     }

@@ -2,16 +2,19 @@
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from drone import progress
 from drone.callers import warn
+from drone.files import tensors_sha256
 from drone.layers.attention import (
     ATTENTION,
     LowRankSelfAttention,
     attention_heads,
+    attention_names,
     query_and_key,
 )
 from drone.layers.linear import LowRankLinear, as_linear, is_linear
@@ -62,11 +65,12 @@ def factorize_modules(
     Raises:
         ValueError: as in `compress`.
     """
-    names = list(names)
-    return {
-        name: factorize_module(module_named(model, name), name, moments)
-        for name in progress.bar(names, desc="factorize")
-    }
+    made = {}
+    for name in progress.bar(list(names), desc="factorize"):
+        module = module_named(model, name)
+        found = factorize_module(module, name, moments)
+        made[name] = replace(found, weight_sha256=_weight_sha256(module))
+    return made
 
 
 def compress(
@@ -92,8 +96,8 @@ def compress(
             several places is replaced in all of them; one of its names is enough.
         moments: from `calibrate`, {module name: its inputs' moment}; an attention
             block's is that of its query. None: plain SVD.
-        factorizations: from `factorize_modules`, to try several ranks without
-            decomposing again; a module left out is decomposed here.
+        factorizations: from `factorize_modules` of this model, to try several ranks
+            without decomposing again; a module left out is decomposed here.
         batches: what `sequential` calibrates on, as in `calibrate`; read once.
         sequential: collect each module's inputs after the modules below it have been
             replaced, as the paper does; `moments` then stays None. The hidden states
@@ -113,8 +117,8 @@ def compress(
     Raises:
         ValueError: a name the model does not have, a module that cannot be replaced, a
             rank that is not allowed, a moment that is missing or does not fit, a
-            weight that is not finite, a module that `sequential` never reaches. The
-            message names the module.
+            factorization of another weight, a weight that is not finite, a module that
+            `sequential` never reaches. The message names the module.
 
     Warns:
         AboveBreakEvenWarning, BrokenTieWarning, FewTokensWarning,
@@ -158,6 +162,11 @@ def compress(
         for name, rank in progress.bar(ranks.items(), desc="compress"):
             module = small.get_submodule(name)
             found = given.get(name) or factorize_module(module, name, moments)
+            if found.weight_sha256 not in ("", _weight_sha256(module)):
+                raise ValueError(
+                    f"{name}: the factorization is of another weight, and the model "
+                    "would get that one; make it anew, factorize_modules(model, names)."
+                )
             replace_module(small, name, rank, found)
             source = input_name(model.get_submodule(name), name)
             if moments is not None and source in moments:
@@ -194,12 +203,13 @@ def check_module(
     if is_linear(module):
         check_rank(rank, min(as_linear(module).weight.shape), where=name)
         return
-    if type(module).__name__ not in ATTENTION:
+    names = attention_names(module)
+    if names is None:
+        kind = type(module)
         raise ValueError(
-            f"{name} is a {type(module).__name__}; a Linear or a self-attention block "
-            f"({', '.join(ATTENTION)}) is needed."
+            f"{name} is a {kind.__name__} of {kind.__module__}; a Linear or a self-"
+            f"attention block of transformers ({', '.join(ATTENTION)}) is needed."
         )
-    names = ATTENTION[type(module).__name__]
     parts = f"{name}.{names.query}", f"{name}.{names.key}"
     for part in parts:
         _check_replaceable(model, part)
@@ -280,6 +290,14 @@ def factorize_module(
         return factorize_attention(query, key, attention_heads(module), moment)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _weight_sha256(module: nn.Module) -> str:
+    """Return the SHA-256 of what `factorize_module` decomposes."""
+    if is_linear(module):
+        return tensors_sha256({"weight": as_linear(module).weight})
+    query, key = query_and_key(module)
+    return tensors_sha256(nn.ModuleList([query, key]).state_dict())
 
 
 def replace_module(

@@ -140,6 +140,12 @@ def _one(
     first = names[0] if names else "input"
     if isinstance(batch, tuple | list) and len(batch) == 2:
         inputs, labels = batch
+        if isinstance(inputs, Mapping) and isinstance(labels, Mapping):
+            raise ValueError(
+                f"{where} is a pair of dicts, two rows perhaps; a pair is read as "
+                "(inputs, labels). Give one dict: leave collate_fn out, or stack rows "
+                "with torch.utils.data.default_collate."
+            )
         if names[1:2] == ["attention_mask"] and _is_mask(inputs, labels):
             raise ValueError(
                 f"{where} is a pair whose second part looks like a mask; a pair is "

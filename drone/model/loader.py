@@ -35,7 +35,13 @@ from drone.model.ranks import (
     tie,
     untie_replaced,
 )
-from drone.model.weight_files import Header, check_digests, check_inside, headers
+from drone.model.weight_files import (
+    CONFIG,
+    Header,
+    check_digests,
+    check_inside,
+    headers,
+)
 
 ALIGNED = 64  # bytes: where PyTorch lets the memory of a tensor begin
 # A tensor that several stored ones are made into has no shape before it is made.
@@ -63,7 +69,7 @@ class DroneLoader(HfQuantizer):
         origin = model.config.name_or_path
         assert origin is not None  # from_pretrained has written it there
         if Path(origin).is_dir():  # not a name on the hub
-            folder = Path(origin)
+            folder = _folder_in(Path(origin), files)
         check_inside(folder, files)
         check_digests(folder, files, described.sha256)
         found = headers(files)
@@ -120,6 +126,16 @@ class DroneLoader(HfQuantizer):
     def is_trainable(self) -> bool:
         """Whether Trainer may train it."""
         return True
+
+
+def _folder_in(origin: Path, files: list[Path]) -> Path:
+    """Return where weights have to lie: `subfolder=` names a model's folder inside one.
+
+    It has its config with it; an index of shards that points below its own has not.
+    """
+    folder = files[0].parent if files else origin
+    inside = folder.is_relative_to(origin) and ".." not in folder.parts
+    return folder if inside and (folder / CONFIG).is_file() else origin
 
 
 def _renamed(model: PreTrainedModel, found: Mapping[str, Header]) -> Stored:

@@ -4,6 +4,7 @@ A layer may see a batch's vectors transposed, flattened or shortened; shapes dec
 the mask lies over them. Which mask it is: `drone.model.streams`.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -61,6 +62,7 @@ class Layouts:
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         """Know what the model's structure says of the named modules."""
+        self.unpads = unpads(model)
         self.known: dict[Place, str] = {}
         for name in names:
             layout = _layout_by_structure(model, name)
@@ -94,7 +96,7 @@ class Layouts:
         if mask is None:
             return None, 1
         if mask.ndim != 2:
-            return _unfitted(where, shape, mask)
+            return _unfitted(where, shape, mask, self.unpads)
         rows, length = mask.shape
         for helper in stream.helpers:
             if len(shape) < 2 or rows not in shape[:2]:
@@ -109,6 +111,8 @@ class Layouts:
                 mask = shorten(other, mask).bool()
             rows, length = mask.shape
         layout = self._layout(place, where, shape, mask, stream.padded)
+        if layout == "one a row" and stream.padded and _is_routed(place[0]):
+            layout = ""  # as many tokens as there are rows, by chance
         if layout == "one a row":
             return None, 1
         if layout == "fixed":  # the same for every row of the batch: once for each
@@ -121,7 +125,7 @@ class Layouts:
             return _spread(mask.T, shape), 1
         if layout == "flat":
             return mask.reshape(shape), 1
-        return _unfitted(where, shape, mask)
+        return _unfitted(where, shape, mask, self.unpads)
 
     def _layout(
         self,
@@ -164,14 +168,30 @@ class Layouts:
         return fits[0] if fits else ""
 
 
+def unpads(model: nn.Module) -> bool:
+    """Whether a model cuts pads away: then a module sees as many vectors as tokens.
+
+    ModernBERT does under flash attention. Elsewhere so many are a coincidence, as among
+    the tokens that a router sends to one expert.
+    """
+    config = getattr(model, "config", None)
+    kernel = getattr(config, "_attn_implementation", None) or ""
+    return isinstance(kernel, str) and "flash" in kernel
+
+
+def _is_routed(name: str) -> bool:
+    """Whether a module is one of several experts, which see some of the tokens each."""
+    return re.search(r"(^|\.)(local_)?experts?\.\d+(\.|$)", name) is not None
+
+
 def _unfitted(
-    where: str, shape: tuple[int, ...], mask: Tensor
+    where: str, shape: tuple[int, ...], mask: Tensor, unpadded: bool
 ) -> tuple[Tensor | None, int]:
     """Take a mask that lies on x as it is, or that has no pads; else refuse."""
     if tuple(mask.shape) == shape:
         return mask, 1
     real = int(mask.sum())
-    if real == mask.numel() or shape in ((real,), (1, real)):
+    if real == mask.numel() or (unpadded and shape in ((real,), (1, real))):
         return None, 1  # there are no pads, or the model has cut them away
     raise ValueError(
         f"{where}: the mask has shape {tuple(mask.shape)}; "

@@ -2,11 +2,13 @@
 
 import copy
 import warnings
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from drone.layers.linear import LowRankLinear
+from drone.model.adapters import swap
 
 
 def as_linears(model: nn.Module) -> nn.Module:
@@ -20,7 +22,7 @@ def as_linears(model: nn.Module) -> nn.Module:
         return _two(plain)
     for name, module in list(plain.named_modules()):
         if isinstance(module, LowRankLinear):
-            plain.set_submodule(name, _two(module))
+            swap(plain, name, _two(module))
     return plain
 
 
@@ -32,7 +34,34 @@ def _two(module: LowRankLinear) -> nn.Sequential:
     first.weight, second.weight = module.right, module.left
     if module.bias is not None:
         second.bias = module.bias
-    return nn.Sequential(first, second).train(module.training)
+    return TwoLinears(first, second).train(module.training)
+
+
+class TwoLinears(nn.Sequential):
+    """R and L as modules of their own, which tell what code asks of a Linear.
+
+    T5 asks for its dtype and `nn.TransformerEncoder` for its device. After `int8` it is
+    the product of the rounded factors.
+    """
+
+    @property
+    def weight(self) -> Tensor:
+        """Ŵ = L R, (out, in), read-only."""
+        right, left = (_tensor(each.weight) for each in self)
+        return left @ right
+
+    @property
+    def bias(self) -> Tensor | None:
+        """That of L."""
+        bias: Any = self[1].bias
+        found: Tensor | None = bias() if callable(bias) else bias
+        return found
+
+
+def _tensor(weight: Any) -> Tensor:
+    """Return a factor; a layer of 8 bits gives its own by a method."""
+    found: Tensor = weight if isinstance(weight, Tensor) else weight().dequantize()
+    return found
 
 
 def unit_rows(model: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """A compressed model as an ordinary Hugging Face folder, safetensors and config."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ __all__ = [
 
 # Fields with which a config points to other files, code or kernels than the folder's.
 FOREIGN = ("transformers_weights", "fusion_config", "base_model_name_or_path")
+# Fields that say how many layers are built. Others with "layer" in their name are the
+# width of a layer's input, the number of one layer, or a bound far above any.
+DEPTHS = re.compile(
+    r"(?:[a-z]+_)*(?:n_layers?|encoder_layers|decoder_layers|"
+    r"num_(?:(?:hidden|encoder|decoder|conv|adapter|feat_extract)_)?layers)"
+)
 # What a config with impossible numbers makes of a model's constructor.
 UNFIT = (
     ArithmeticError,
@@ -251,7 +258,7 @@ def _check_counts(
     for field, value in written.items():
         if isinstance(value, dict) and field.endswith("_config"):
             _check_counts(folder, value, stored)
-        layers = "layer" in field and not isinstance(value, bool)
+        layers = DEPTHS.fullmatch(field) is not None and not isinstance(value, bool)
         allowed = len(stored) if layers else most
         counted = layers or field == "num_labels"
         if counted and isinstance(value, int | float) and value > allowed:

@@ -19,6 +19,7 @@ from drone.model.inputs import arguments, flat
 from drone.model.masks import (
     HELPERS,
     LENGTHEN,
+    SHORTEN,
     Layouts,
     NoMaskWarning,
     Stream,
@@ -26,7 +27,8 @@ from drone.model.masks import (
 )
 
 # What begins a sequence: a call that is given one of these runs on that sequence.
-IMAGES = ("pixel_values", "pixel_values_videos", "input_features")  # none is padded
+IMAGES = ("pixel_values", "pixel_values_videos", "input_features")  # seldom padded
+PIXELS = "pixel_mask"  # of the image that a model reads after the text
 TOKENS = ("input_ids", "inputs_embeds", "src", "tgt", "input_values", *IMAGES)
 # The other sequence a decoder looks at, and the mask that belongs to it.
 MEMORIES = {
@@ -62,6 +64,8 @@ class Streams:
         self.calls: dict[str, int] = {}
         self.unmasked: dict[str, None] = {}  # modules without a known mask, in order
         self.stack: list[Stream] = [Stream()]
+        # Of frames of sound a model that shortens a mask ignores some, if it gets one.
+        self._shortens = any(hasattr(type(m), SHORTEN) for m in model.modules())
         self._lengthens = any(
             hasattr(type(m), each) for m in model.modules() for each in LENGTHEN
         )
@@ -137,6 +141,18 @@ class Streams:
 
     def _inner(self, given: Mapping[str, Any], outer: Stream) -> Stream:
         """Return the stream inside a call, from what it is given."""
+        stream, pixels = self._of_tokens(given, outer), given.get(PIXELS)
+        text = any(isinstance(given.get(k), Tensor) for k in ("input_ids", *MASKS))
+        if not text or not isinstance(pixels, Tensor) or id(pixels) not in self._own:
+            return stream
+        if id(pixels) not in self._read:
+            self._read[id(pixels)] = (pixels, pixels, not bool(pixels.all()))
+        # Text and image in one row: which patches are pads, no mask of tokens says.
+        padded = self._read[id(pixels)][2]
+        return replace(stream, odd=tuple(pixels.shape)) if padded else stream
+
+    def _of_tokens(self, given: Mapping[str, Any], outer: Stream) -> Stream:
+        """Return the stream inside a call, were there no mask of pixels."""
         tokens = next((k for k in TOKENS if isinstance(given.get(k), Tensor)), None)
         key = {"src": "src_key_padding_mask", "tgt": "tgt_key_padding_mask"}.get(
             tokens or ""
@@ -162,7 +178,9 @@ class Streams:
             return self._masked(key, mask, stream)
         if tokens is None or (tokens == "inputs_embeds" and _without_pads(outer)):
             return stream
-        return replace(stream, mask=None, known=tokens in IMAGES, odd=None)
+        heard = tokens == "input_features" and self._shortens
+        known = tokens in IMAGES and not heard
+        return replace(stream, mask=None, known=known, odd=None)
 
     def _masked(self, key: str, mask: Any, stream: Stream) -> Stream:
         """Return the stream with a mask, if that is one of tokens."""

@@ -3,8 +3,11 @@
 import csv
 import json
 import random
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,8 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     BertTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
 )
 from typer.testing import CliRunner
 
@@ -22,6 +27,7 @@ import drone
 from drone.cli import app as commands
 from drone.cli import main
 from drone.cli.doctor import diagnose, without_home
+from drone.cli.folder import check_fit
 from drone.cli.rows import label_ids, make_batches, read_rows, split
 from drone.cli.score import interval, score
 
@@ -225,6 +231,105 @@ def test_a_folder_that_will_not_do_is_refused(
     BertTokenizerFast.from_pretrained(folder).save_pretrained(bare)
     code, said = run("compress", bare, *given)
     assert code == 2 and "no weights for classifier" in said
+
+
+def without_tokenizer(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            path.unlink()
+
+
+def with_half_the_layers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] //= 2
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def with_another_model(folder: Path, vocab_size: int) -> None:
+    config = BertConfig.from_pretrained(folder, vocab_size=vocab_size)
+    BertForSequenceClassification(config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without_tokenizer, "has 5 words and its model 15"),
+        (with_half_the_layers, "no place for bert.encoder.layer.1.attention"),
+        (lambda folder: with_another_model(folder, 7), "15 words and its model 7"),
+        (lambda folder: with_another_model(folder, 12), "the model has 12 words"),
+        (lambda folder: with_another_model(folder, 40), "15 words and its model 40"),
+    ],
+)
+def test_a_folder_whose_parts_do_not_fit_is_refused(
+    folder: Path,
+    data: Path,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    message: str,
+) -> None:
+    bad, out = tmp_path / "bad", tmp_path / "small"
+    shutil.copytree(folder, bad)
+    spoil(bad)
+    code, said = run("compress", bad, "--data", data, "--rank", 4, "--out", out)
+    assert code == 2 and message in " ".join(said.split()), said
+    assert not out.exists()
+
+
+def test_a_report_needs_no_tokenizer(folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    without_tokenizer(bare)
+    assert run("report", bare)[0] == 0
+
+
+def test_rows_longer_than_the_models_positions_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    far, out = tmp_path / "far", tmp_path / "small"
+    shutil.copytree(folder, far)
+    BertTokenizerFast.from_pretrained(folder, model_max_length=9999).save_pretrained(
+        far
+    )
+    table = [{"text": f"{'a ' * i} film", "label": "yes"} for i in range(60)]
+    given = ["--data", write(tmp_path / "long.csv", table), "--rank", 4, "--out", out]
+    code, said = run("compress", far, *given)
+    assert code == 2 and "give --max-length 32" in " ".join(said.split()), said
+    assert run("compress", far, *given, "--max-length", 32)[0] == 0
+    assert run("compress", far, *given, "--max-length", 32)[0] == 2  # it is full now
+
+
+def test_an_empty_folder_is_written_into(
+    folder: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "small"
+    out.mkdir()
+    code, said = run("compress", folder, "--data", data, "--rank", 4, "--out", out)
+    assert code == 0 and (out / "model.safetensors").is_file(), said
+
+
+def test_positions_that_a_table_leaves_out_are_not_counted() -> None:
+    sizes: dict[str, Any] = {
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    model = RobertaModel(RobertaConfig(max_position_embeddings=12, **sizes)).eval()
+    ids = torch.full((1, 11), 5)
+    check_fit(model, [{"input_ids": ids[:, :10]}])
+    model(input_ids=ids[:, :10])
+    with pytest.raises(ValueError, match="has 11 tokens, and the model has 10"):
+        check_fit(model, [{"input_ids": ids}])
+
+
+def test_a_fault_of_ours_is_no_missed_goal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> dict[str, str]:
+        raise IndexError("out of range")
+
+    monkeypatch.setattr(commands, "load_model", lambda _: broken())
+    code, said = run("report", ".")
+    assert code == 3 and "IndexError: out of range" in said
 
 
 def test_without_onnx_the_export_says_how_to_get_it(

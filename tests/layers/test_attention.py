@@ -504,6 +504,28 @@ def test_mode_dtype_and_requires_grad_are_inherited(
 # --- blocks that are refused -----------------------------------------------------
 
 
+@pytest.mark.parametrize("part", ["weight", "bias"])
+@pytest.mark.parametrize("which", [0, 1], ids=["query", "key"])
+def test_each_parameter_trains_if_its_own_dense_one_does(
+    family: PreTrainedModel, part: str, which: int
+) -> None:
+    """One that trains biases alone, or has a frozen key, goes on so."""
+    (block, *_) = attention_blocks(family)
+    pair = query_and_key(family.get_submodule(block))
+    for other in pair:
+        other.requires_grad_(False)
+    getattr(pair[which], part).requires_grad_(True)
+    thin = query_and_key_of(compress(family, {block: 3}).get_submodule(block))
+    found = [
+        (i, n) for i in (0, 1) for n, p in thin[i].named_parameters() if p.requires_grad
+    ]
+    assert found == [(which, part)]
+
+
+def query_and_key_of(small: nn.Module) -> list[nn.Module]:
+    return [getattr(small, name) for name in small.projections]
+
+
 def test_a_decoder_is_refused_and_its_block_named() -> None:
     model = BertForSequenceClassification(
         BertConfig(

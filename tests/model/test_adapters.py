@@ -84,6 +84,22 @@ def test_a_model_without_a_known_block_is_told_which_are_known() -> None:
     assert all(name in str(error.value) for name in ATTENTION)
 
 
+def test_a_block_of_a_known_name_with_its_own_forward_is_another(
+    tiny_bert: PreTrainedModel,
+) -> None:
+    """Full rank would not give back what such a block computes."""
+    name, block = next(iter(attention_blocks(tiny_bert).items()))
+
+    def forward(self: nn.Module, x: Tensor, *_: object, **__: object) -> object:
+        return 2 * self.value(x), None
+
+    own = type(type(block).__name__, (type(block),), {"forward": forward})
+    block.__class__ = own
+    assert name not in attention_blocks(tiny_bert)
+    with pytest.raises(ValueError, match=f"{name} is a {own.__name__} of .*test_adapt"):
+        compress(tiny_bert, {name: 3})
+
+
 def test_layers_without_a_linear_are_refused() -> None:
     model = nn.ModuleDict({"encoder": nn.ModuleDict({"layer": nn.ModuleList()})})
     for function in (encoder_layers, encoder_linears):

@@ -348,6 +348,21 @@ def test_a_factorization_of_another_kind_or_shape_is_refused_and_named(
             compress(tiny_bert, {name: 3}, factorizations={name: known[other]})
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["block", "linear"])
+def test_the_factorization_of_another_model_is_refused_and_named(
+    tiny_bert: PreTrainedModel, which: int
+) -> None:
+    linear = next(n for n in encoder_linears(tiny_bert) if "intermediate" in n)
+    name = [next(iter(attention_blocks(tiny_bert))), linear][which]
+    known = factorize_modules(tiny_bert, [name])
+    other = copy.deepcopy(tiny_bert)
+    compress(other, {name: 3}, factorizations=known)  # equal weights
+    with torch.no_grad():
+        next(other.get_submodule(name).parameters())[0, 0] += 1
+    with pytest.raises(ValueError, match=f"^{name}: the factorization is of another"):
+        compress(other, {name: 3}, factorizations=known)
+
+
 def test_the_report_shows_a_blocks_queries_and_keys_at_its_rank(
     family: PreTrainedModel,
 ) -> None:

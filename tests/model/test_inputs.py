@@ -86,6 +86,16 @@ def test_pairs_of_a_data_loader_are_inputs_and_labels() -> None:
     assert calibrate(model, [x.double().numpy()], ["0"])["0"].count == 6
 
 
+def test_a_list_of_two_rows_is_no_pair_of_inputs_and_labels(
+    tiny_bert: PreTrainedModel,
+) -> None:
+    """The second row would be taken for labels, and its tokens would not count."""
+    row = {"input_ids": torch.arange(5, 9), "attention_mask": torch.ones(4).long()}
+    loader: Any = DataLoader([row] * 4, batch_size=2, collate_fn=list)
+    with pytest.raises(ValueError, match="batch 0 is a pair of dicts"):
+        calibrate(tiny_bert, loader)
+
+
 def test_prepared_batches_are_not_made_again(
     tiny_bert: PreTrainedModel, padded_batch: dict[str, Tensor]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -484,6 +485,78 @@ def test_what_no_mask_fits_is_refused_by_name_unless_there_are_no_pads() -> None
         one = {"x": x, "attention_mask": torch.ones(2, 6)}
         two = {"x": x, "attention_mask": mask}
         calibrate(Shorter(), [one, two], ["a"])
+
+
+class Routed(nn.Module):
+    """Two experts; each token goes to the one that `route` names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(
+        self, x: Tensor, route: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        flat, to = x.reshape(-1, 8), route.reshape(-1)
+        y = torch.zeros_like(flat)
+        for number, expert in enumerate(self.experts):
+            y[to == number] = expert(flat[to == number])
+        return y
+
+
+@pytest.mark.parametrize(("tokens", "pads"), [(9, 3), (2, 2)], ids=["real", "rows"])
+def test_as_many_tokens_as_real_ones_or_rows_by_chance_are_refused(
+    tokens: int, pads: int
+) -> None:
+    mask, route = torch.ones(2, 6).long(), torch.ones(2, 6).long()
+    mask[1, 3:] = 0
+    route[1, 6 - pads :] = 0
+    route[0, : tokens - pads] = 0
+    batch = {"x": torch.randn(2, 6, 8), "attention_mask": mask, "route": route}
+    model = Routed().eval()
+    with pytest.raises(ValueError, match=r"experts\.0, batch 0: the mask has shape"):
+        calibrate(model, [batch], ["experts.0"])
+    # Of a model that cuts pads away, as many vectors as tokens are the tokens.
+    model.config = SimpleNamespace(_attn_implementation="flash_attention_2")
+    if tokens == 9:
+        assert calibrate(model, [batch], ["experts.0"])["experts.0"].count == 9
+
+
+def test_pads_of_an_image_beside_a_text_are_refused() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"intermediate_size": 32, "image_size": 32, "patch_size": 8}
+    model = hf.ViltModel(hf.ViltConfig(vocab_size=120, **sizes, **more)).eval()
+    ids, pixels = torch.randint(5, 100, (2, 6)), torch.ones(2, 32, 32).long()
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.randn(2, 3, 32, 32),
+        "pixel_mask": pixels,
+    }
+    name = "encoder.layer.0.output.dense"
+    assert calibrate(model, [batch], [name])[name].count == 2 * (6 + 17)
+    pixels[1, :, 16:] = 0
+    with pytest.raises(ValueError, match=rf"{name}, batch 0: .*\(2, 32, 32\)"):
+        calibrate(model, [batch], [name])
+
+
+def test_sound_that_may_have_pads_is_warned_of_without_a_mask() -> None:
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "conv_channels": 16}
+    config = hf.Speech2TextConfig(
+        **PAIR | sizes,
+        input_feat_per_channel=8,
+        max_source_positions=64,
+        num_conv_layers=1,
+        conv_kernel_sizes=(3,),
+    )
+    model = hf.Speech2TextForConditionalGeneration(config).eval()
+    batch = {
+        "input_features": torch.randn(2, 20, 8),
+        "labels": torch.randint(3, 50, (2, 6)),
+    }
+    name = "model.encoder.layers.0.fc1"
+    with pytest.warns(NoMaskWarning, match=name):
+        calibrate(model, [batch], [name])
 
 
 def test_a_model_that_cannot_take_one_row_more_is_refused_not_guessed() -> None:

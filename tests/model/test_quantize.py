@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers as hf
 from torch import nn
 
 import drone
@@ -124,3 +125,58 @@ def test_a_model_in_training_mode_is_refused():
 def test_another_dtype_is_refused():
     with pytest.raises(ValueError, match="bfloat16; float32"):
         drone.quantize.int8(make_model().bfloat16())
+
+
+class Twice(nn.Module):
+    """One layer under two names, as tied blocks have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = self.b = nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_a_layer_of_two_names_is_replaced_under_both():
+    small, x = drone.compress(Twice().eval(), {"a": 8}), torch.randn(3, 64)
+    plain = drone.model.quantize.as_linears(small)
+    assert plain.a is plain.b and not isinstance(plain.b, drone.LowRankLinear)
+    assert torch.equal(plain(x), small(x))
+    eight = drone.quantize.int8(small)
+    kinds = [type(module).__module__ for module in (*eight.a, *eight.b)]
+    assert len(kinds) == 4 and all(".quantized." in kind for kind in kinds)
+
+
+def test_a_model_that_asks_a_layer_for_its_weight_still_runs():
+    sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 1, "num_heads": 4}
+    torch.manual_seed(0)
+    t5 = hf.T5EncoderModel(hf.T5Config(vocab_size=50, **sizes)).eval()
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    torchs = nn.TransformerEncoder(layer, 2).eval()
+    ids, x = torch.arange(5, 11)[None], torch.randn(2, 5, 64)
+    wo = "encoder.block.0.layer.1.DenseReluDense.wo"
+    for model, names, given, close in [
+        (t5, [wo], ids, drone.quantize.int8),
+        (torchs, ["layers.0.linear1", "layers.1.linear2"], x, None),
+    ]:
+        small = drone.compress(model, dict.fromkeys(names, 8))
+        with torch.inference_mode():
+            right = getattr(small(given), "last_hidden_state", None)
+            right = small(given) if right is None else right
+            plain = drone.model.quantize.as_linears(small)(given)
+            plain = getattr(plain, "last_hidden_state", plain)
+            torch.testing.assert_close(plain, right)
+            if close is not None:
+                eight = close(small)(given).last_hidden_state
+                assert 0 < (eight - right).norm() < 0.1 * right.norm()
+
+
+def test_the_two_linears_still_tell_their_weight_and_bias():
+    thin = make_model()[2]
+    plain = drone.model.quantize.as_linears(thin)
+    assert torch.equal(plain.weight, thin.weight)
+    assert torch.equal(plain.bias, thin.bias)
+    eight = drone.quantize.int8(make_model())[2]
+    assert (eight.weight - thin.weight).norm() < 0.02 * thin.weight.norm()
+    assert torch.equal(eight.bias, thin.bias)

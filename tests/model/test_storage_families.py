@@ -66,6 +66,48 @@ FAMILIES: dict[str, Make] = {
 }
 
 
+# Fields that name a layer and are no depth have large values in these.
+UNLIKE = {
+    "qwen2 of one layer": lambda: hf.Qwen2ForCausalLM(
+        hf.Qwen2Config(**TEXT | {"num_hidden_layers": 1}, num_key_value_heads=2)
+    ),
+    "gemma3n": lambda: hf.Gemma3nForCausalLM(
+        hf.Gemma3nTextConfig(
+            **TEXT,
+            vocab_size_per_layer_input=96,
+            hidden_size_per_layer_input=256,
+            num_key_value_heads=2,
+            head_dim=8,
+            layer_types=["sliding_attention", "full_attention"],
+            num_kv_shared_layers=0,
+            activation_sparsity_pattern=[0.0, 0.0],
+            laurel_rank=8,
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_a_field_that_is_no_depth_is_not_taken_for_one(
+    kind: str, tmp_path: Path
+) -> None:
+    model = UNLIKE[kind]().eval()
+    (name, *_) = (n for n, _ in model.named_modules() if n.endswith("up_proj"))
+    small = compress(model, {name: 4})
+    save(small, tmp_path / "small")
+    found = load(tmp_path / "small").state_dict()
+    assert all(torch.equal(found[k], v) for k, v in small.state_dict().items())
+
+
+def test_a_model_in_a_subfolder_is_read(tmp_path: Path) -> None:
+    model = hf.BertModel(hf.BertConfig(**TEXT)).eval()
+    small = compress(model, {"encoder.layer.0.output.dense": 4})
+    save(small, tmp_path / "root" / "small")
+    found = hf.BertModel.from_pretrained(tmp_path / "root", subfolder="small")
+    state = found.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in small.state_dict().items())
+
+
 def inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     ids, pixels = torch.arange(5, 13)[None], torch.ones(1, 3, 16, 16)
     if isinstance(model, hf.CLIPModel):
