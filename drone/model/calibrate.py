@@ -16,7 +16,7 @@ from drone.math.moments import SecondMoment
 from drone.model.adapters import encoder_linears, module_named
 from drone.model.inputs import arguments, prepared, run
 from drone.model.masks import mask_of, one_row_more, warn_of_left_pads
-from drone.model.streams import Override, Streams
+from drone.model.streams import Override, Streams, same
 
 __all__ = ["Collector", "calibrate", "frozen", "mask_of", "to_device", "watch_inputs"]
 
@@ -90,7 +90,7 @@ def calibrate(
                 return  # of the probe nothing is counted
             raise
         if not learning:
-            collector.see(name, x, counts, times)
+            collector.see(name, x, counts, times, streams.told_by(name))
 
     with (
         _alone(model),
@@ -138,7 +138,10 @@ class _Event:
     """One input tensor, and the modules that have seen it so far, one after another."""
 
     x: Tensor
-    version: int  # tells a tensor changed in place from the one seen before
+    version: int | None  # tells a tensor changed in place from the one seen before
+    counts: Tensor | None
+    times: int
+    told: str | None
     place: tuple[str, int]  # the first module, and which of its calls in this batch
     moment: SecondMoment
     names: list[str]
@@ -168,23 +171,36 @@ class Collector:
         self.number, self.mask, self.calls = number, mask, {}
 
     def see(
-        self, name: str, x: Tensor, counts: Tensor | None = None, times: int = 1
+        self,
+        name: str,
+        x: Tensor,
+        counts: Tensor | None = None,
+        times: int = 1,
+        told: str | None = None,
     ) -> None:
-        """Add the input of one module, unless the one before it saw the same.
+        """Add the input of one module, unless the one before it saw and counted alike.
 
         Args:
             name: of the module.
             x: (..., dim), its input.
             counts: x.shape[:-1], which vectors count; None: those of the batch's mask.
             times: how often each counts.
+            told: who says what counts; modules that were told by others share nothing,
+                be it that their masks are equal in this batch.
 
         Raises:
             ValueError: a mask that does not fit, NaN or Inf, or a module that shares
                 its input in one batch and not in another. It names module and batch.
         """
-        version = 0 if x.is_inference() else x._version
-        event = self.event
-        if event is not None and event.x is x and event.version == version:
+        version, event = version_of(x), self.event
+        if (
+            event is not None
+            and event.x is x
+            and version is not None
+            and event.version == version
+            and (event.told, event.times) == (told, times)
+            and _alike(event.counts, counts)
+        ):
             event.names.append(name)
             return
         self._close()
@@ -192,7 +208,9 @@ class Collector:
         group = self.expected.get((name, call))
         rows = torch.cat(x.unbind()) if x.is_nested else x
         moment = SecondMoment(x.shape[-1]) if group is None else self.groups[group]
-        self.event = _Event(x, version, (name, call), moment, [name])
+        self.event = _Event(
+            x, version, counts, times, told, (name, call), moment, [name]
+        )
         if counts is None and self.mask is not None:
             alone = x.shape[:-1] == self.mask.shape[:1]
             counts = (
@@ -225,8 +243,9 @@ class Collector:
         elif expected != group:
             odd = next(iter(set(expected) ^ set(group)), group[0])
             raise ValueError(
-                f"{odd}: in batch {self.number} its input is no longer that of "
-                f"{event.place[0]}; calibrate such modules one at a time."
+                f"{odd}: in batch {self.number} its input, or what of it counts, "
+                f"is no longer that of {event.place[0]}; calibrate such modules one at "
+                "a time."
             )
 
     def finish(self, names: Iterable[str]) -> dict[str, SecondMoment]:
@@ -257,6 +276,22 @@ class Collector:
                 moment.merge(self.groups[group])
             found[name] = moment
         return found
+
+
+def version_of(x: Tensor) -> int | None:
+    """Return how often a tensor was changed in place; None where nobody counts.
+
+    Tensors made under `torch.inference_mode()` have no counter: one of them may be
+    other numbers each time it is seen.
+    """
+    return None if x.is_inference() else x._version
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two masks say the same."""
+    if one is None or other is None:
+        return one is other
+    return same(one, other) or torch.equal(one, other)
 
 
 @contextmanager

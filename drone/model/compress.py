@@ -101,9 +101,10 @@ def compress(
         batches: what `sequential` calibrates on, as in `calibrate`; read once.
         sequential: collect each module's inputs after the modules below it have been
             replaced, as the paper does; `moments` then stays None. The hidden states
-            that enter a layer are kept in memory, so that the whole costs about two
-            forward passes. Where the layers cannot be walked one by one (see `Walk`),
-            it costs a pass for each group of modules with the same input.
+            that enter a layer are kept in memory, so that the whole costs a few forward
+            passes; one of them proves that layers may be walked one by one. Where they
+            cannot (see `Walk`), it costs a pass for each group of modules with the same
+            input.
         layers: names of the lists of layers `sequential` walks through, where those
             that `encoder_layers` finds are not meant.
         shifted: with `sequential`, and Linears only: fit each module to the outputs it

@@ -235,7 +235,7 @@ class Streams:
                 told = Stream(mask, pads, known=True)
                 return self.layouts.lay(told, (name, call), self.number, x)
         stream = next(
-            (inner for states, inner in self.stack[-1].memories if _same(x, states)),
+            (inner for states, inner in self.stack[-1].memories if same(x, states)),
             self.stack[-1],
         )
         if x.is_nested:
@@ -248,15 +248,11 @@ class Streams:
         """Return whether the caller's `mask` speaks of this module, and the mask."""
         if callable(self.override):
             return True, as_counts(self.override(name, self.batch, x), name)
-        assert self.override is not None
-        inside = [
-            prefix
-            for prefix in self.override
-            if not prefix or f"{name}.".startswith(f"{prefix}.")
-        ]
-        if not inside:
+        prefix = self._prefix(name)
+        if prefix is None:
             return False, None
-        key = self.override[max(inside, key=len)]
+        assert self.override is not None
+        key = self.override[prefix]
         if key is None:
             return True, None
         if not isinstance(self.given.get(key), Tensor):
@@ -266,6 +262,26 @@ class Streams:
         mask = as_counts(self.given[key], name)
         inverted = key.endswith("key_padding_mask")
         return True, ~mask if inverted and mask is not None else mask
+
+    def _prefix(self, name: str) -> str | None:
+        """Return which of the prefixes in the caller's `mask` speaks of a module."""
+        if not isinstance(self.override, Mapping):
+            return None
+        inside = [
+            prefix
+            for prefix in self.override
+            if not prefix or f"{name}.".startswith(f"{prefix}.")
+        ]
+        return max(inside, key=len) if inside else None
+
+    def told_by(self, name: str) -> str | None:
+        """Say whose word on a module counts: a key of the batch, or a function's."""
+        if self.override is None:
+            return None
+        if callable(self.override):
+            return name  # it may answer differently for each
+        prefix = self._prefix(name)
+        return None if prefix is None else self.override[prefix] or ""
 
     def in_doubt(self) -> bool:
         """Whether the batch has as many rows as tokens, or one, and some pads.
@@ -315,7 +331,7 @@ def _without_pads(stream: Stream) -> bool:
     return stream.mask is None or not stream.padded
 
 
-def _same(x: Tensor, states: Tensor) -> bool:
+def same(x: Tensor, states: Tensor) -> bool:
     """Whether two tensors are the same numbers in memory, seen the same way."""
     return x is states or (
         x.data_ptr() == states.data_ptr()

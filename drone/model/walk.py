@@ -1,17 +1,18 @@
 """A model taken layer by layer: the hidden states that enter one are kept."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from drone.layers.attention import ATTENTION
 from drone.math.moments import SecondMoment
 from drone.model.adapters import encoder_layers, module_named, names_of
-from drone.model.calibrate import Collector, probe, watch_inputs
+from drone.model.calibrate import Collector, probe, version_of, watch_inputs
+from drone.model.equal import equal, results
 from drone.model.inputs import prepared, run
 from drone.model.loss import LossFunction, batch_loss, mean, mean_loss
 from drone.model.masks import Layouts, Stream, mask_of
@@ -20,9 +21,6 @@ from drone.model.streams import Streams
 __all__ = ["Walk", "input_name", "mean_loss"]  # the last one lives in loss.py
 
 LOGGER = logging.getLogger(__name__)
-# Relative distance of what the walk gives from what the model gives. The operations
-# are the same; what lies between two layers and is forgotten changes far more.
-PROOF = 1e-4
 
 
 class _Reached(Exception):
@@ -35,9 +33,10 @@ class Walk:
     What lies below has run and is not run again, so to try something in a layer costs
     only the layers above. That is right where a model does nothing between its layers
     and gives all of them the same other arguments. Whether it does is proved once, on
-    the first batch; if not, the whole model stands for its one layer: `loss` and
-    `moments` make whole passes, slower and right, and `why_whole` says why. Use
-    inside `frozen(model)`: eval mode, no gradients.
+    every batch, for a mask may differ from layer to layer in long rows only; if not,
+    the whole model stands for its one layer: `loss` and `moments` make whole passes,
+    slower and right, and `why_whole` says why. Use inside `frozen(model)`: eval mode,
+    no gradients.
 
     Attributes:
         model: whose modules may be replaced on the way, not yet passed ones only.
@@ -56,7 +55,7 @@ class Walk:
         layers: str | Iterable[str] | None = None,
         loss: LossFunction | None = None,
     ) -> None:
-        """Run the model up to its first layer, and on the first batch to its end.
+        """Run the model up to its first layer, then to its end as a proof.
 
         Args:
             model: any module.
@@ -164,36 +163,44 @@ class Walk:
                     probe(self.model, batch, number, streams)
 
     def _prove(self) -> str:
-        """Walk the first batch beside a whole pass; say where they part, if they do."""
+        """Walk each batch beside a whole pass; say where they part, if they do."""
         if len(self._states) < len(self.batches):
             return "its first layer is not reached, or its first argument is no tensor"
+        for number in range(len(self.batches)):
+            why = self._prove_on(number)
+            if why:
+                return f"{why}, in batch {number}"
+        return ""
+
+    def _prove_on(self, batch: int) -> str:
+        """Walk one batch beside a whole pass."""
         names = list(self.layers)
         calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Tensor | None]] = []
         with _watch_calls(self.layers, calls):
-            whole = self._whole(self.batches[0])
+            whole = self._whole(self.batches[batch])
         if [name for name, *_ in calls] != names:
             return "its layers are not run once each, in order"
-        state: Tensor | None = self._states[0]
+        state: Tensor | None = self._states[batch]
         for name, args, kwargs, output in calls:
-            if not args or not _equal(args[0], state):
+            if not args or not equal(args[0], state):
                 return f"something happens to the hidden states in front of {name}"
-            if not _equal((args[1:], kwargs), self._rest[0]):
+            if not equal((args[1:], kwargs), self._rest[batch]):
                 return f"{name} gets other arguments than {names[0]}"
             if output is None:
                 return f"{name} returns no hidden states"
             state = output
         # The last layer alone must lead to the same end: what the model does above.
-        self.number, first = len(names) - 1, self._states[0]
-        self._states[0] = calls[-1][1][0]
+        self.number, first = len(names) - 1, self._states[batch]
+        self._states[batch] = calls[-1][1][0]
         try:
             with self._from_here() as entering:
-                entering["number"] = 0
-                end = self._whole(self.batches[0])
+                entering["number"] = batch
+                end = self._whole(self.batches[batch])
         except Exception as error:  # whatever a model raises that needs all its layers
             return f"it does not run without the layers below: {error!r}"
         finally:
-            self.number, self._states[0] = 0, first
-        if not _equal(_results(end), _results(whole)):
+            self.number, self._states[batch] = 0, first
+        if not equal(results(end), results(whole)):
             return "its last layer alone does not lead to what it returns"
         return ""
 
@@ -223,19 +230,25 @@ class Walk:
         here = list(self.layers)[self.number]
         names = [name for name, layer in self._inside.items() if layer == here]
         source = {n: input_name(self.model.get_submodule(n), n) for n in names}
-        inputs: list[tuple[Tensor, int]] = []  # each run of calls with one input
+        last: tuple[Tensor, int | None] | None = None  # of a run of calls with one
+        place = 0  # of that run among all
         runs: dict[str, list[int]] = {}  # of each source, in order
+        calls: Counter[tuple[int, str]] = Counter()
 
         def see(reached: str, x: Tensor) -> None:
-            version = 0 if x.is_inference() else x._version  # changed in place: another
-            if not (inputs and inputs[-1][0] is x and inputs[-1][1] == version):
-                inputs.append((x, version))
-            runs.setdefault(reached, []).append(len(inputs))
+            nonlocal last, place
+            now = version_of(x)  # changed in place: another
+            if last is None or last[0] is not x or now is None or last[1] != now:
+                place += 1
+            last = x, now
+            runs.setdefault(reached, []).append(place)
+            calls[number, reached] += 1
 
         with watch_inputs(self.model, dict.fromkeys(source.values()), see):
-            for number in range(len(self.batches)):  # one, where all are reached
-                if set(source.values()) <= set(runs):
-                    break
+            # All of them: two modules may share an input in one batch only, or one may
+            # be called again in another.
+            for number in range(len(self.batches)):
+                last = None
                 self._run(number)
         missed = [name for name in names if source[name] not in runs]
         if missed:
@@ -248,7 +261,8 @@ class Walk:
         for reached in runs:
             named = [name for name in names if source[name] == reached]
             groups.setdefault(tuple(runs[reached]), []).extend(named)
-        self._once = {n: len(runs[source[n]]) == 1 for n in names}
+        again = {reached for (_, reached), count in calls.items() if count > 1}
+        self._once = {n: source[n] not in again for n in names}
         return list(groups.values())
 
     def moments(self, group: list[str]) -> dict[str, SecondMoment]:
@@ -385,36 +399,6 @@ def _watch_calls(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Whether two arguments, or nests of them, are the same."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if a is b:
-            return True
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        if not a.is_floating_point():
-            return torch.equal(a, b)
-        # A mask holds -inf, or the lowest number, whose square is no number: replace.
-        x, y = (t.double().clamp(-1e9, 1e9) for t in (a, b))
-        return bool((x - y).norm() <= PROOF * y.norm())
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
-    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return False
-    return a is b or (isinstance(a, str | int | float | bool) and a == b)
-
-
-def _results(output: Any) -> list[Tensor]:
-    """Return the tensors a model returns, without those of each of its layers."""
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    elif not isinstance(output, tuple | list):
-        output = [output]
-    return [each for each in output if isinstance(each, Tensor)]
 
 
 @contextmanager

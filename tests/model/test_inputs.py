@@ -20,6 +20,7 @@ import drone
 from drone import OneClassWarning, SecondMoment, calibrate, compress, prepare
 from drone.model.calibrate import Collector, frozen
 from drone.model.loss import batch_loss, mean_loss
+from drone.model.walk import Walk
 
 Batch = dict[str, Any]
 
@@ -210,6 +211,69 @@ def test_a_vector_that_counts_many_times_is_summed_so() -> None:
     torch.testing.assert_close(moment.matrix, rows.T @ rows)
     torch.testing.assert_close(moment.total, rows.sum(0))
     assert moment.count == 12
+
+
+class Pair(nn.Module):
+    """Two modules see one tensor, which may be changed in place between them."""
+
+    def __init__(self, change: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.change = nn.Linear(3, 2), nn.Linear(3, 2), change
+
+    def forward(self, x: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
+        x = x * 1
+        y = self.a(x)
+        if self.change:
+            x.mul_(0)
+        return y + self.b(x)
+
+
+@pytest.mark.parametrize("by", ["key", "function"])
+def test_modules_with_one_input_and_masks_of_their_own_share_nothing(by: str) -> None:
+    keys = {"a": "m1", "b": "m2"}
+    mask = keys if by == "key" else lambda name, batch, _: batch[keys[name]]
+    ones, some = torch.ones(2, 6), torch.ones(2, 6)
+    some[:, 2:] = 0
+    # In the first batch both masks are equal, which must not make them one.
+    batches = [{"x": torch.randn(2, 6, 3), "m1": ones, "m2": m} for m in (ones, some)]
+    found = calibrate(Pair(False), batches, ["a", "b"], mask=mask)
+    assert [found[name].count for name in "ab"] == [24, 16]
+    alone = calibrate(Pair(False), batches, ["b"], mask={"": "m2"})["b"]
+    one = calibrate(Pair(False), batches, ["b"], mask=mask)["b"]
+    for each in (one, found["b"]):
+        torch.testing.assert_close(each.matrix, alone.matrix)
+
+
+def test_a_collector_shares_a_sum_only_where_the_same_counts() -> None:
+    x, half = torch.randn(4, 3), torch.tensor([True, True, False, False])
+    collector = Collector()
+    collector.start(0)
+    collector.see("a", x)
+    collector.see("b", x, half)
+    collector.see("c", x, half.clone())
+    collector.see("d", x, half, 2)
+    found = collector.finish("abcd")
+    assert [found[name].count for name in "abcd"] == [4, 2, 2, 4]
+    assert len(collector.groups) == 3
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_change_in_place_between_two_modules_is_seen(inference: bool) -> None:
+    batch = {name: torch.ones(2, 6) for name in ("m1", "m2")} | {
+        "x": torch.ones(2, 6, 3)
+    }
+    with torch.inference_mode(inference):
+        found = calibrate(Pair(True), [batch], ["a", "b"], mask={"": None})
+    assert float(found["a"].matrix.sum()) == 108 and not found["b"].matrix.any()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_walk_sees_a_change_in_place_between_two_modules(inference: bool) -> None:
+    batch = {name: torch.ones(2, 6) for name in ("m1", "m2")} | {
+        "x": torch.ones(2, 6, 3)
+    }
+    with torch.inference_mode(inference), frozen(model := Pair(True)):
+        assert Walk(model, [batch], ["a", "b"]).groups() == [["a"], ["b"]]
 
 
 def test_two_threads_that_calibrate_one_model_do_not_count_double() -> None:

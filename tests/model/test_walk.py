@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -133,10 +135,10 @@ def test_only_this_layer_and_those_above_run(
             return {name: ran.count(name) for name in (first, second)}
 
         assert runs(walk.loss) == {first: 3, second: 3}
-        assert runs(lambda: walk.moments(walk.groups()[0])) == {first: 4, second: 0}
+        assert runs(lambda: walk.moments(walk.groups()[0])) == {first: 6, second: 0}
         assert runs(walk.advance) == {first: 3, second: 0}
         assert runs(walk.loss) == {first: 0, second: 3}
-        assert runs(walk.groups) == {first: 0, second: 1}
+        assert runs(walk.groups) == {first: 0, second: 3}
         assert runs(walk.advance) == {first: 0, second: 3}
 
 
@@ -521,3 +523,98 @@ def test_layers_can_be_named_and_no_cache_is_filled() -> None:
         assert walk.why_whole == "" and config.use_cache is True
         with pytest.raises(ValueError, match=r"no module 'model\.layer'"):
             Walk(model, [batch], [], layers="model.layer")
+
+
+# --- what later batches do otherwise ---------------------------------------------
+
+
+class Longer(nn.Module):
+    """Three layers that do with rows of more than 8 tokens what others do not tell."""
+
+    def __init__(self, trick: str) -> None:
+        super().__init__()
+        self.trick, self.layers = trick, nn.ModuleList(Layer() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        long = x.shape[1] > 8
+        for number, layer in enumerate(self.layers):
+            scale = 2.0 if long and number and self.trick == "arguments" else 1.0
+            if long and number == 1 and self.trick == "between":
+                x = x[:, ::2] * 3
+            x = layer(x, scale) if self.trick else layer(x)
+            if long and number == 2 and self.trick == "twice":
+                x = layer(x)
+        return x
+
+
+LATER = {
+    "arguments": "layers.1 gets other arguments than layers.0, in batch",
+    "between": "something happens to the hidden states in front of layers.1, in batch",
+    "twice": "its layers are not run once each, in order, in batch",
+}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("trick", LATER)
+def test_the_walk_is_proved_on_every_batch(trick: str, order: int) -> None:
+    model, name = Longer(trick).eval(), "layers.2.part"
+    batches = [{"x": torch.randn(4, n, 8)} for n in (6, 40)][::order]
+    with frozen(model):
+        assert LATER[trick] in Walk(model, batches, [name]).why_whole
+    found = compress(model, {name: 3}, batches=batches, sequential=True)
+    expected = compress(model, {name: 3}, calibrate(model, batches, [name]))
+    a, b = (m.get_submodule(name).dense_weight for m in (found, expected))
+    torch.testing.assert_close(a, b)
+
+
+def test_windows_that_only_long_rows_reach_are_not_forgotten() -> None:
+    config = Gemma2Config(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=16,
+        sliding_window=8,
+    )
+    model, name = Gemma2ForCausalLM(config).eval(), "model.layers.2.mlp.down_proj"
+    rows = [torch.randint(1, 50, (4, length)) for length in (6, 40)]
+    batches = [{"input_ids": r, "attention_mask": torch.ones_like(r)} for r in rows]
+    with frozen(model):
+        assert "other arguments" in Walk(model, batches, [name]).why_whole
+    found = compress(model, {name: 4}, batches=batches, sequential=True)
+    expected = compress(model, {name: 4}, calibrate(model, batches, [name]))
+    a, b = (m.get_submodule(name).dense_weight for m in (found, expected))
+    torch.testing.assert_close(a, b)
+
+
+class Again(nn.Module):
+    """A layer that calls its parts otherwise where rows are long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] <= 8:
+            return self.a(x) + self.b(x)
+        y = self.a(x)
+        return self.b(y) + self.a(torch.relu(y))
+
+
+def test_calls_that_only_a_later_batch_makes_are_counted() -> None:
+    model = Longer("")
+    model.layers = nn.ModuleList(Again() for _ in range(2))
+    batches = [{"x": torch.randn(4, n, 8)} for n in (6, 40)]
+    names = ["layers.1.a", "layers.1.b"]
+    expected = {n: calibrate(model, batches, [n], mask={"": None})[n] for n in names}
+    with frozen(model):
+        walk = Walk(model, batches, names)
+        assert walk.why_whole == "" and walk.groups() == []
+        walk.advance()
+        assert walk.groups() == [["layers.1.a"], ["layers.1.b"]]
+        for name in names:
+            found = walk.moments([name])[name]
+            assert found.count == expected[name].count
+            torch.testing.assert_close(found.matrix, expected[name].matrix)
