@@ -24,7 +24,8 @@ from drone.math.moments import SecondMoment
 from drone.model.adapters import module_named, swap, why_not
 from drone.model.calibrate import frozen
 from drone.model.family import Shifted, check_linears
-from drone.model.inputs import check_moments
+from drone.model.inputs import check_moments, prepared
+from drone.model.masks import warn_of_any_left_pads
 from drone.model.shifted import factorize_module_shifted, paired_moment
 from drone.model.storage import remember_ranks
 from drone.model.walk import Walk, input_name
@@ -32,6 +33,7 @@ from drone.model.walk import Walk, input_name
 # With half as many tokens as inputs the factors are still near the best (chapter 2); at
 # a quarter it is time to say so.
 FEW = 4
+Seen = dict[str, tuple[int, int]]  # module's name → tokens it saw, inputs it has
 
 
 class AboveBreakEvenWarning(UserWarning):
@@ -123,7 +125,7 @@ def compress(
 
     Warns:
         AboveBreakEvenWarning, BrokenTieWarning, FewTokensWarning,
-        NothingReplacedWarning: each says what to do.
+        NothingReplacedWarning, LeftPaddingWarning: each says what to do.
 
     >>> from torch import nn
     >>> small = compress(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), {"0": 2})
@@ -149,9 +151,9 @@ def compress(
     unfelt = [name for name in ranks if rows is not None and name not in rows]
     if unfelt:
         raise ValueError(f"rows lack {', '.join(unfelt)}; every module needs its own.")
-    ties = _broken_ties(model, ranks)
+    ties = broken_ties(model, ranks)
     small = copy.deepcopy(model)
-    seen: dict[str, SecondMoment] = {}
+    seen: Seen = {}
     if batches is not None:
         if shifted is None:
             seen = _compress_in_order(small, ranks, batches, layers)
@@ -171,17 +173,10 @@ def compress(
             replace_module(small, name, rank, found)
             source = input_name(model.get_submodule(name), name)
             if moments is not None and source in moments:
-                seen[name] = moments[source]
-    for name, module in small.named_modules():  # calibration made new ones in eval mode
-        module.training = model.get_submodule(name).training
-    for name, other in ties.items():
-        thin = small.get_submodule(name)
-        if isinstance(thin, LowRankLinear):
-            thin.tied_to = other
-    remember_ranks(small)
+                seen[name] = moments[source].count, moments[source].dim
+    settle(model, small, ties)
     _warn_above_break_even(small, ranks)
-    _warn_ties(ties)
-    _warn_few_tokens(seen)
+    warn_few_tokens(seen)
     if not ranks:
         warn(
             "no module was given a rank: the copy is the dense model. Give ranks such "
@@ -189,6 +184,22 @@ def compress(
             NothingReplacedWarning,
         )
     return small
+
+
+def settle(model: nn.Module, small: nn.Module, ties: Mapping[str, str]) -> None:
+    """Give a copy whose modules were replaced the model's modes, and note its ties.
+
+    Warns:
+        BrokenTieWarning: see `broken_ties`.
+    """
+    for name, module in small.named_modules():  # calibration made new ones in eval mode
+        module.training = model.get_submodule(name).training
+    for name, other in ties.items():
+        thin = small.get_submodule(name)
+        if isinstance(thin, LowRankLinear):
+            thin.tied_to = other
+    remember_ranks(small)
+    _warn_ties(ties)
 
 
 def check_module(
@@ -253,7 +264,7 @@ def _one_name_each(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, int]
     return kept
 
 
-def _broken_ties(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, str]:
+def broken_ties(model: nn.Module, ranks: Mapping[str, int]) -> dict[str, str]:
     """Name the replaced Linears whose weight another module has too, and that one.
 
     Of several that are replaced, the first is as good as alone: its factors take the
@@ -324,6 +335,12 @@ def replace_module(
             raise ValueError(f"a {type(found).__name__} does not fit this module.")
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    put_module(small, name, new)
+
+
+def put_module(small: nn.Module, name: str, new: nn.Module) -> None:
+    """Put a module in a dense one's place, with its hooks and the bias it shares."""
+    dense = module_named(small, name)
     if isinstance(new, LowRankLinear):
         bias = dense.bias
         if isinstance(bias, nn.Parameter) and _is_shared(small, bias):
@@ -343,15 +360,16 @@ def _compress_in_order(
     ranks: Mapping[str, int],
     batches: Iterable[Mapping[str, Any]],
     layers: str | Iterable[str] | None,
-) -> dict[str, SecondMoment]:
+) -> Seen:
     """Replace modules in the order they run, each for the inputs it then gets.
 
     Returns:
-        {module name: the moment of those inputs}.
+        {module name: how many tokens it saw and inputs it has}.
     """
-    seen: dict[str, SecondMoment] = {}
+    seen: Seen = {}
     with frozen(small):
         walk = Walk(small, batches, ranks, layers)
+        warn_of_any_left_pads(small, walk.batches)
         for _ in progress.bar(walk.layers, desc="compress in order"):
             for group in walk.groups():
                 moments = walk.moments(group)
@@ -359,7 +377,8 @@ def _compress_in_order(
                     module = small.get_submodule(name)
                     found = factorize_module(module, name, moments)
                     replace_module(small, name, ranks[name], found)
-                    seen[name] = next(iter(moments.values()))
+                    (moment,) = set(moments.values())
+                    seen[name] = moment.count, moment.dim
             walk.advance()
     return seen
 
@@ -372,27 +391,26 @@ def _compress_shifted(
     layers: str | Iterable[str] | None,
     shifted: Shifted,
     rows: Mapping[str, SecondMoment],
-) -> dict[str, SecondMoment]:
+) -> Seen:
     """Replace modules in order, each for the inputs it gets and the outputs it had.
 
     Returns:
-        {module name: how many inputs it has and tokens it saw, as an empty moment}.
+        {module name: how many tokens it saw and inputs it has}.
     """
-    seen: dict[str, SecondMoment] = {}
+    seen: Seen = {}
     kept = list(batches)  # two models read them
     with frozen(model), frozen(small):
+        warn_of_any_left_pads(model, prepared(kept, model))
         before, now = Walk(model, kept, ranks, layers), Walk(small, kept, ranks, layers)
         for _ in progress.bar(now.layers, desc="compress in order"):
             before.groups()  # learns which modules are called once, as in the copy
             for group in now.groups():
                 pairs = paired_moment(before, now, group)
-                told = SecondMoment(pairs.dim // 2)
-                told.count = pairs.count
                 for name in group:
                     how = pairs, shifted, rows.get(name)
                     found = factorize_module_shifted(now, name, *how)
                     replace_module(small, name, ranks[name], found)
-                    seen[name] = told
+                    seen[name] = pairs.count, pairs.dim // 2
             before.advance()
             now.advance()
     return seen
@@ -426,13 +444,14 @@ def _warn_ties(ties: Mapping[str, str]) -> None:
         )
 
 
-def _warn_few_tokens(seen: Mapping[str, SecondMoment]) -> None:
-    few = [n for n, moment in seen.items() if FEW * moment.count < moment.dim]
+def warn_few_tokens(seen: Seen) -> None:
+    """Warn of modules that saw far fewer tokens than they have inputs."""
+    few = [name for name, (tokens, inputs) in seen.items() if FEW * tokens < inputs]
     if few:
-        worst = min(few, key=lambda n: seen[n].count / seen[n].dim)
+        worst = min(few, key=lambda n: seen[n][0] / seen[n][1])
         warn(
             f"few tokens for {len(few)} of {len(seen)} modules: {worst} has "
-            f"{seen[worst].dim} inputs and saw {seen[worst].count} tokens, so that "
+            f"{seen[worst][1]} inputs and saw {seen[worst][0]} tokens, so that "
             "most of what it keeps is chance. Calibrate on more rows; ten tokens an "
             "input are plenty.",
             FewTokensWarning,

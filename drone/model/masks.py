@@ -255,6 +255,13 @@ def warn_of_left_pads(model: nn.Module, batch: Mapping[str, Any], number: int) -
     return True
 
 
+def warn_of_any_left_pads(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]]
+) -> None:
+    """Warn, once, if rows of any batch are padded on the left; see above."""
+    any(warn_of_left_pads(model, b, number) for number, b in enumerate(batches))
+
+
 def _position_table(model: nn.Module) -> str | None:
     """Name the table of learnt absolute positions that counts from the left."""
     ends = ("wpe", "position_embeddings", "embed_positions", "positions_embed")

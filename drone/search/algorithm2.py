@@ -14,16 +14,24 @@ from torch import nn
 from drone import progress
 from drone.model.adapters import as_names
 from drone.model.calibrate import frozen
-from drone.model.compress import check_module, factorize_module, replace_module
+from drone.model.compress import (
+    Seen,
+    check_module,
+    factorize_module,
+    replace_module,
+    warn_few_tokens,
+)
 from drone.model.inputs import prepare
 from drone.model.loss import LossFunction, mean_loss
+from drone.model.masks import warn_of_any_left_pads
 from drone.model.storage import remember_ranks
 from drone.model.walk import Walk
 from drone.search import rivals
 from drone.search.aim import smallest_budget
 from drone.search.costs import GRID, Costs, measure, searchable
+from drone.search.described import described
 from drone.search.goal import TARGETS, Goal
-from drone.search.plan import RankPlan, weights_sha256
+from drone.search.plan import RankPlan, warn_of_an_empty_plan, weights_sha256
 from drone.search.rivals import along_a_path
 from drone.search.trials import (
     Found,
@@ -31,7 +39,6 @@ from drone.search.trials import (
     Trials,
     attempt_rank,
     check_dense_loss,
-    described,
     ranks_sha256,
     search_key,
     smallest_option,
@@ -110,6 +117,11 @@ def search_ranks(
             search or one that another search is writing, a model whose loss differs
             from one pass to the next.
 
+    Warns:
+        FewTokensWarning, LeftPaddingWarning, NoMaskWarning: as `compress` and
+            `calibrate`.
+        NothingReplacedWarning: every module stays dense.
+
     >>> import torch, transformers
     >>> _ = torch.manual_seed(0)
     >>> config = transformers.BertConfig(vocab_size=50, hidden_size=32,
@@ -149,10 +161,12 @@ def search_ranks(
             goal.check(costs, costs.smallest(by_seconds=goal.speedup is not None))
         if method == "drone":
             known: Found = {}
+            seen: Seen = {}
+            warn_of_any_left_pads(model, batches)
 
             def run(increase: float) -> Outcome:
                 walk = Walk(copy.deepcopy(model), batches, costs.modules, lists, loss)
-                return _algorithm_2(walk, increase, costs, book, known)
+                return _algorithm_2(walk, increase, costs, book, known, seen)
 
             if goal.loss_increase is not None:
                 found = run(goal.loss_increase)
@@ -165,6 +179,9 @@ def search_ranks(
     if goal.loss_increase is not None:
         _check_promise(afresh, found.dense_loss * (1 + goal.loss_increase), book)
     remember_ranks(found.small)
+    warn_few_tokens({name: found.seen[name] for name in found.ranks})
+    if not found.ranks:
+        warn_of_an_empty_plan(len(names))
     return RankPlan(
         method=method,
         goal=goal,
@@ -256,13 +273,18 @@ def shares(costs: Costs) -> dict[str, float]:
 
 
 def _algorithm_2(
-    walk: Walk, increase: float, costs: Costs, book: Trials, known: Found
+    walk: Walk,
+    increase: float,
+    costs: Costs,
+    book: Trials,
+    known: Found,
+    seen: Seen,
 ) -> Outcome:
     """Walk through the layers of a copy, replacing modules; see `search_ranks`.
 
     `known` holds the factorizations of the last walk, by module and by what was
     replaced below it: they serve a walk with another increase as long as both choose
-    alike, and are exact there.
+    alike, and are exact there. `seen` goes on from walk to walk, too.
     """
     small = walk.model
     ranks: dict[str, int] = {}
@@ -279,6 +301,8 @@ def _algorithm_2(
             if any(f"{name} {below}" not in before for name in wanted):
                 before.clear()  # what follows has other inputs than last time
                 moments = walk.moments(group)
+                for moment in moments.values():
+                    seen |= dict.fromkeys(group, (moment.count, moment.dim))
             for name in group:
                 spent += exponents[name]
                 allowed = dense_loss * (1 + increase) ** min(spent, 1.0)
@@ -301,4 +325,4 @@ def _algorithm_2(
                     ranks[name] = module.ranks[option]
                     replace_module(small, name, ranks[name], found)
         walk.advance()
-    return Outcome(small, ranks, dense_loss, walk.layer_forwards)
+    return Outcome(small, ranks, dense_loss, walk.layer_forwards, seen)

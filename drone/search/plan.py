@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from drone.callers import warn
 from drone.files import tensors_sha256
 from drone.layers.linear import moved
-from drone.model.adapters import swap
 from drone.model.calibrate import calibrate
-from drone.model.compress import compress
-from drone.model.storage import remember_ranks
+from drone.model.compress import (
+    NothingReplacedWarning,
+    broken_ties,
+    compress,
+    put_module,
+    settle,
+)
 from drone.model.walk import input_name
 from drone.search.costs import Costs
 from drone.search.goal import Goal
@@ -79,6 +84,10 @@ class RankPlan:
             ValueError: the plan was read from JSON and no batches are given; without
                 batches, a model whose weights are not those that were searched; and
                 what `compress` raises.
+
+        Warns:
+            BrokenTieWarning, NothingReplacedWarning: as `compress`; with batches all
+                that it warns of.
         """
         if batches is not None:
             if self.method == "drone":
@@ -102,14 +111,15 @@ class RankPlan:
                 "modules hold the searched ones. Give apply batches to compress this "
                 "model at the plan's ranks, or search it."
             )
+        ties = broken_ties(model, self.ranks)
         small = copy.deepcopy(model)
         for name, module in self.modules.items():
             # The search may have run elsewhere, or in another dtype.
             weight = next(model.get_submodule(name).parameters())
-            swap(small, name, moved(copy.deepcopy(module), weight))
-        for name, module in small.named_modules():  # the search ran in eval mode
-            module.training = model.get_submodule(name).training
-        remember_ranks(small)
+            put_module(small, name, moved(copy.deepcopy(module), weight))
+        settle(model, small, ties)
+        if not self.ranks:
+            warn_of_an_empty_plan(len(self.costs.modules))
         return small
 
     @property
@@ -204,3 +214,12 @@ def weights_sha256(model: nn.Module) -> str:
     """Return the SHA-256 of all weights and buffers of a model, wherever they are."""
     state = model.state_dict().items()
     return tensors_sha256({k: v for k, v in state if isinstance(v, Tensor)})
+
+
+def warn_of_an_empty_plan(searched: int) -> None:
+    """Say that a search replaced nothing."""
+    warn(
+        f"the search left all {searched} modules dense: the plan is empty. Ask for "
+        "less; plan.table() has its trials.",
+        NothingReplacedWarning,
+    )

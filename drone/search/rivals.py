@@ -225,7 +225,8 @@ def along_a_path(
         places = reversed(range(len(path)))
         place = next(p for p in places if goal.reached(costs, path[p]) >= 1)
     put(path[place])
-    return Outcome(small, path[place], dense_loss, forwards)
+    seen = {n: (moments[at].count, moments[at].dim) for n, at in sources.items()}
+    return Outcome(small, path[place], dense_loss, forwards, seen)
 
 
 def _increases(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import combinations
 from math import isfinite
@@ -21,9 +21,10 @@ from drone.files import tensors_sha256, whole_file
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import Factorization
 from drone.model.adapters import swap
-from drone.model.compress import replace_module
+from drone.model.compress import Seen, replace_module
 from drone.model.walk import Walk
 from drone.search.costs import VERSION, Costs, ModuleCosts
+from drone.search.described import attributes
 
 Found = dict[str, Factorization | AttentionFactorization]
 Trial = tuple[str, str, int | None]  # what is replaced already, module, rank
@@ -38,12 +39,14 @@ class Outcome:
         ranks: {module name: rank}.
         dense_loss: of the model as it was.
         forwards: passes of all batches through one layer.
+        seen: {module name: (tokens it was factorized for, inputs it has)}.
     """
 
     small: nn.Module
     ranks: dict[str, int]
     dense_loss: float
     forwards: int
+    seen: Seen = field(default_factory=dict)
 
 
 def ranks_sha256(ranks: Mapping[str, int]) -> str:
@@ -254,15 +257,6 @@ def check_dense_loss(loss: float) -> None:
         )
 
 
-def described(loss: Callable[..., Any] | None) -> str:
-    """Tell one loss function from another: by its name and what it computes."""
-    code = getattr(loss, "__code__", None)
-    if loss is None or code is None:
-        return repr(loss)
-    name = f"{loss.__module__}.{loss.__qualname__}"
-    return f"{name} {code.co_code.hex()} {code.co_consts} {code.co_names}"
-
-
 def _config(config: Any, batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a config's settings, without what names a folder or fills itself in."""
     settings: dict[str, Any] = config.to_dict()
@@ -284,8 +278,9 @@ def search_key(
 ) -> str:
     """SHA-256 over all that decides the losses of a search, and not the clock.
 
-    Weights alone do not: dropout, an activation, the attention's kernel, a class of its
-    own with another forward, half precision, a release with another rounding, do too.
+    Weights alone do not: dropout, an activation, any attribute of a module, the
+    attention's kernel, a class of its own with another forward, half precision, a
+    release with another rounding, do too.
     """
     config = getattr(model, "config", None)
     parts = [str(setting) for setting in settings]
@@ -294,6 +289,7 @@ def search_key(
         str(getattr(config, "_attn_implementation", None)),
         str(model),  # the modules' classes, activations and dropouts
         *(f"{type(m).__module__}.{type(m).__qualname__}" for m in model.modules()),
+        *attributes(model),
         *(f"{name} {t.device.type}" for name, t in model.named_parameters()),
         f"torch {torch.__version__}, transformers {transformers.__version__}",
         f"drone {version('drone')}, costs {VERSION}",

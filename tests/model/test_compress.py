@@ -546,7 +546,7 @@ def test_in_order_an_error_leaves_the_model_as_it_was_and_is_told(
     assert all(weights[k].equal(v) for k, v in before[0].items() if last not in k)
 
 
-def test_in_order_costs_about_two_forward_passes(
+def test_in_order_costs_a_few_forward_passes(
     tiny_bert: PreTrainedModel, batches: list[Batch]
 ) -> None:
     multiplied = 0
@@ -568,7 +568,7 @@ def test_in_order_costs_about_two_forward_passes(
         compress(tiny_bert, plan, batches=batches * 4, sequential=True)
     finally:
         handle.remove()
-    assert 1 < multiplied / once <= 3
+    assert 1 < multiplied / once <= 5  # two of them to prove the walk and see the groups
 
 
 def test_in_order_needs_batches_with_masks_and_nothing_else(
