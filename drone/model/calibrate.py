@@ -93,7 +93,7 @@ def calibrate(
             collector.see(name, x, counts, times, streams.told_by(name))
 
     with (
-        _alone(model),
+        alone(model),
         frozen(model),
         _slow_path(),
         streams.watching(),
@@ -295,7 +295,7 @@ def _alike(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 @contextmanager
-def _alone(model: nn.Module) -> Iterator[None]:
+def alone(model: nn.Module) -> Iterator[None]:
     """Let other threads that would calibrate the same model wait.
 
     Raises:

@@ -12,7 +12,7 @@ from drone import progress
 from drone.devices import double
 from drone.math.moments import SecondMoment
 from drone.model.adapters import encoder_linears, module_named
-from drone.model.calibrate import first_input, frozen
+from drone.model.calibrate import alone, first_input, frozen
 from drone.model.inputs import flat, prepared
 from drone.model.loss import LossFunction, loss_tensor
 
@@ -68,7 +68,12 @@ def calibrate_gradients(
     sums: dict[str, Gradients] = {}
     number = -1
     stream = prepared(batches, model)
-    with frozen(model), _no_parameter(model), torch.enable_grad():
+    with (
+        alone(model),
+        frozen(model),
+        _no_parameter(model),
+        torch.enable_grad(),
+    ):
         for number, batch in enumerate(progress.bar(stream, desc="gradients")):
             with _watched(model, names, number) as seen:
                 value, count = loss_tensor(model, batch, number, loss)

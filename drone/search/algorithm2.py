@@ -13,7 +13,7 @@ from torch import nn
 
 from drone import progress
 from drone.model.adapters import as_names
-from drone.model.calibrate import frozen
+from drone.model.calibrate import alone, frozen
 from drone.model.compress import (
     Seen,
     check_module,
@@ -153,8 +153,9 @@ def search_ranks(
             model, batches, names, goal, list(grid), method, lists, described(loss)
         ),
     )
-    with book, frozen(model), _random_state_kept(model):
-        costs = _costs(model, batches, names, grid, times, book)
+    own = _apart(model)
+    with book, frozen(own), _random_state_kept(own):
+        costs = _costs(own, batches, names, grid, times, book)
         if goal.keep is None:
             costs = costs.faster()
         if goal.loss_increase is None:  # said now, not after minutes of trials
@@ -162,10 +163,10 @@ def search_ranks(
         if method == "drone":
             known: Found = {}
             seen: Seen = {}
-            warn_of_any_left_pads(model, batches)
+            warn_of_any_left_pads(own, batches)
 
             def run(increase: float) -> Outcome:
-                walk = Walk(copy.deepcopy(model), batches, costs.modules, lists, loss)
+                walk = Walk(copy.deepcopy(own), batches, costs.modules, lists, loss)
                 return _algorithm_2(walk, increase, costs, book, known, seen)
 
             if goal.loss_increase is not None:
@@ -173,7 +174,7 @@ def search_ranks(
             else:
                 found = smallest_budget(run, lambda r: goal.reached(costs, r))
         else:
-            walk = Walk(copy.deepcopy(model), batches, costs.modules, lists, loss)
+            walk = Walk(copy.deepcopy(own), batches, costs.modules, lists, loss)
             found = along_a_path(walk, costs, method, goal, book, loss)
         afresh = mean_loss(found.small, batches, loss)
     if goal.loss_increase is not None:
@@ -197,6 +198,17 @@ def search_ranks(
         layers=lists,
         modules={name: found.small.get_submodule(name) for name in found.ranks},
     )
+
+
+def _apart(model: nn.Module) -> nn.Module:
+    """Return a copy that shares the model's numbers, but none of its modes.
+
+    Another thread may use the model, or search it too, and put it into train mode when
+    it is done. While a calibration has hooks on it, no copy is made.
+    """
+    with alone(model):
+        numbers = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        return copy.deepcopy(model, numbers)
 
 
 def _goal(budget: float | None, target: str | None, **wishes: float | None) -> Goal:

@@ -568,7 +568,9 @@ def test_in_order_costs_a_few_forward_passes(
         compress(tiny_bert, plan, batches=batches * 4, sequential=True)
     finally:
         handle.remove()
-    assert 1 < multiplied / once <= 5  # two of them to prove the walk and see the groups
+    assert (
+        1 < multiplied / once <= 5
+    )  # two of them to prove the walk and see the groups
 
 
 def test_in_order_needs_batches_with_masks_and_nothing_else(
