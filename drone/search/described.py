@@ -14,6 +14,7 @@ from drone.files import tensors_sha256
 OWN = {*vars(nn.Module()), "training"}
 APART = {"logging", "threading", "_thread"}  # their objects lead everywhere
 DEPTH = 6  # of nested attributes; what lies deeper decides no loss that was ever seen
+Known = dict[int, tuple[str, Any]]  # id of an object met before → its name, itself
 
 
 def described(value: Any) -> str:
@@ -42,7 +43,7 @@ def attributes(model: nn.Module) -> list[str]:
     >>> attributes(one) == attributes(other)
     False
     """
-    names: dict[int, Any] = {id(m): f"module {n}" for n, m in model.named_modules()}
+    names: Known = {id(m): (f"module {n}", m) for n, m in model.named_modules()}
     return [
         f"{name} {key} {_told(value, names, 0)}"
         for name, module in model.named_modules()
@@ -59,7 +60,7 @@ def _name(thing: Any) -> str:
     return f"{thing.__module__}.{thing.__qualname__}"
 
 
-def _told(value: Any, known: Mapping[int, Any], depth: int) -> Any:
+def _told(value: Any, known: Known, depth: int) -> Any:
     """Return a value as nested lists of texts; `known` names what was met above."""
     if value is None or isinstance(
         value, bool | int | float | complex | str | bytes | torch.dtype | torch.device
@@ -68,13 +69,15 @@ def _told(value: Any, known: Mapping[int, Any], depth: int) -> Any:
     if isinstance(value, type | BuiltinFunctionType):
         return getattr(value, "__qualname__", str(value))
     if id(value) in known:
-        return known[id(value)]
+        return known[id(value)][0]
     if depth > DEPTH:
         return type(value).__qualname__
-    inner = {**known, id(value): f"{len(known)} above"}
+    if not isinstance(value, Tensor | Mapping | set | frozenset | list | tuple):
+        # Told once, however many lead to it; kept alive, so that its id stays its own.
+        known[id(value)] = f"number {len(known)}", value
 
     def tell(part: Any) -> Any:
-        return _told(part, inner, depth + 1)
+        return _told(part, known, depth + 1)
 
     if isinstance(value, Tensor):
         return tensors_sha256({"": value.detach()})
