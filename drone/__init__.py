@@ -43,13 +43,13 @@ from drone.model.adapters import (
     encoder_linears,
 )
 from drone.model.calibrate import calibrate
-from drone.model.compress import (
+from drone.model.cautions import (
     AboveBreakEvenWarning,
     BrokenTieWarning,
     FewTokensWarning,
     NothingReplacedWarning,
-    factorize_modules,
 )
+from drone.model.compress import factorize_modules
 from drone.model.inputs import prepare
 from drone.model.loss import OneClassWarning
 from drone.model.masks import LeftPaddingWarning, NoMaskWarning

@@ -19,37 +19,23 @@ from drone.layers.attention import (
 )
 from drone.layers.linear import LowRankLinear, as_linear, is_linear
 from drone.math.attention import AttentionFactorization, factorize_attention
-from drone.math.factorize import Factorization, break_even_rank, check_rank, factorize
+from drone.math.factorize import Factorization, check_rank, factorize
 from drone.math.moments import SecondMoment
 from drone.model.adapters import module_named, swap, why_not
 from drone.model.calibrate import frozen
+from drone.model.cautions import (
+    NothingReplacedWarning,
+    Seen,
+    warn_above_break_even,
+    warn_few_tokens,
+    warn_ties,
+)
 from drone.model.family import Shifted, check_linears
 from drone.model.inputs import check_moments, prepared
 from drone.model.masks import warn_of_any_left_pads
 from drone.model.shifted import factorize_module_shifted, paired_moment
 from drone.model.storage import remember_ranks
 from drone.model.walk import Walk, input_name
-
-# With half as many tokens as inputs the factors are still near the best (chapter 2); at
-# a quarter it is time to say so.
-FEW = 4
-Seen = dict[str, tuple[int, int]]  # module's name → tokens it saw, inputs it has
-
-
-class AboveBreakEvenWarning(UserWarning):
-    """Some layer got bigger and slower than the dense one it replaced."""
-
-
-class BrokenTieWarning(UserWarning):
-    """A replaced module shared its weight with one that still has it."""
-
-
-class FewTokensWarning(UserWarning):
-    """A layer has many times more inputs than tokens were seen to calibrate it."""
-
-
-class NothingReplacedWarning(UserWarning):
-    """No module was given a rank; the copy is as dense as the model."""
 
 
 def factorize_modules(
@@ -175,7 +161,7 @@ def compress(
             if moments is not None and source in moments:
                 seen[name] = moments[source].count, moments[source].dim
     settle(model, small, ties)
-    _warn_above_break_even(small, ranks)
+    warn_above_break_even(small, ranks)
     warn_few_tokens(seen)
     if not ranks:
         warn(
@@ -199,7 +185,7 @@ def settle(model: nn.Module, small: nn.Module, ties: Mapping[str, str]) -> None:
         if isinstance(thin, LowRankLinear):
             thin.tied_to = other
     remember_ranks(small)
-    _warn_ties(ties)
+    warn_ties(ties)
 
 
 def check_module(
@@ -414,45 +400,3 @@ def _compress_shifted(
             before.advance()
             now.advance()
     return seen
-
-
-def _warn_above_break_even(small: nn.Module, ranks: Mapping[str, int]) -> None:
-    worse = [
-        f"{name} (rank {rank}, break-even {break_even_rank(out, into)})"
-        for name, rank in ranks.items()
-        for module in [small.get_submodule(name)]
-        if isinstance(module, LowRankLinear) and not module.saves
-        for out, into in [(module.out_features, module.in_features)]
-    ]
-    if worse:
-        more = f" and {len(worse) - 3} more" if len(worse) > 3 else ""
-        warn(
-            f"{len(worse)} of {len(ranks)} layers are bigger than the dense ones they "
-            f"replace: {', '.join(worse[:3])}{more}.",
-            AboveBreakEvenWarning,
-        )
-
-
-def _warn_ties(ties: Mapping[str, str]) -> None:
-    if ties:
-        which = ", ".join(f"{name} (with {other})" for name, other in ties.items())
-        warn(
-            f"a shared weight is no longer shared: {which}. The other module keeps it, "
-            "so that the model grows by the new factors; leave such a module out "
-            "unless speed is worth that.",
-            BrokenTieWarning,
-        )
-
-
-def warn_few_tokens(seen: Seen) -> None:
-    """Warn of modules that saw far fewer tokens than they have inputs."""
-    few = [name for name, (tokens, inputs) in seen.items() if FEW * tokens < inputs]
-    if few:
-        worst = min(few, key=lambda n: seen[n][0] / seen[n][1])
-        warn(
-            f"few tokens for {len(few)} of {len(seen)} modules: {worst} has "
-            f"{seen[worst][1]} inputs and saw {seen[worst][0]} tokens, so that "
-            "most of what it keeps is chance. Calibrate on more rows; ten tokens an "
-            "input are plenty.",
-            FewTokensWarning,
-        )

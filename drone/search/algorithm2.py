@@ -14,13 +14,8 @@ from torch import nn
 from drone import progress
 from drone.model.adapters import as_names
 from drone.model.calibrate import alone, frozen
-from drone.model.compress import (
-    Seen,
-    check_module,
-    factorize_module,
-    replace_module,
-    warn_few_tokens,
-)
+from drone.model.cautions import Seen, warn_few_tokens
+from drone.model.compress import check_module, factorize_module, replace_module
 from drone.model.inputs import prepare
 from drone.model.loss import LossFunction, mean_loss
 from drone.model.masks import warn_of_any_left_pads

@@ -13,13 +13,8 @@ from drone.callers import warn
 from drone.files import tensors_sha256
 from drone.layers.linear import moved
 from drone.model.calibrate import calibrate
-from drone.model.compress import (
-    NothingReplacedWarning,
-    broken_ties,
-    compress,
-    put_module,
-    settle,
-)
+from drone.model.cautions import NothingReplacedWarning
+from drone.model.compress import broken_ties, compress, put_module, settle
 from drone.model.walk import input_name
 from drone.search.costs import Costs
 from drone.search.goal import Goal

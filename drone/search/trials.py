@@ -21,7 +21,8 @@ from drone.files import tensors_sha256, whole_file
 from drone.math.attention import AttentionFactorization
 from drone.math.factorize import Factorization
 from drone.model.adapters import swap
-from drone.model.compress import Seen, replace_module
+from drone.model.cautions import Seen
+from drone.model.compress import replace_module
 from drone.model.walk import Walk
 from drone.search.costs import VERSION, Costs, ModuleCosts
 from drone.search.described import attributes
