@@ -651,10 +651,10 @@ What the columns say:
 - **full rank**: at full rank the outputs are those of the dense model, to 1e-4.
 - **best**: the data-aware error on its own calibration data is never above that of SVD.
 - **sequential**: how `compress(sequential=True)` runs. *Layer by layer* keeps the
-  hidden states and costs about two forward passes. *Whole passes* runs the whole model
+  hidden states and costs a few forward passes. *Whole passes* runs the whole model
   for each group of modules: slower, and right where something happens between the
   layers, where layers get different arguments, or where there are two towers. The walk
-  proves on the first batch which of the two is right.
+  proves on every batch which of the two is right.
 - **search**: `search_ranks` runs, with the paper's method and with a share of the
   parameters.
 - **saved**: after `save` and `load` the outputs are equal to the last bit.
