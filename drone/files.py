@@ -109,6 +109,18 @@ def whole_file(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+def check_free(path: Path) -> None:
+    """Refuse a path at which something stands; an empty folder is nothing.
+
+    Raises:
+        FileExistsError: a file, or a folder with something in it.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(
+            f"{path} exists already; delete it to write it anew, or name another."
+        )
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder; on success it becomes `path`, else it is removed.
@@ -117,8 +129,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         FileExistsError: `path` is a file, or a folder with something in it; a result
             is never overwritten.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} exists already; delete it to write it anew.")
+    check_free(path)
     path = path.resolve()  # "." has no name, and stands in no folder of its own
     # mkdtemp makes the folder private (0700); the child has ordinary permissions.
     outer = _partial(path.parent)

@@ -16,7 +16,7 @@ from drone.cli.doctor import diagnose
 from drone.cli.folder import check_fit, load_model, load_tokenizer
 from drone.cli.rows import Row, label_ids, make_batches, read_rows, split
 from drone.cli.score import interval, score
-from drone.files import whole_folder
+from drone.files import check_free, whole_folder
 from drone.model.calibrate import to_device
 from drone.model.onnx import export_onnx
 from drone.model.report import report as report_of
@@ -98,8 +98,8 @@ def compress(
             )
         if out is None and not dry_run:
             raise ValueError("give --out, the folder to write, or --dry-run.")
-        if out is not None and out.exists() and not _is_empty(out):
-            raise FileExistsError(f"{out} exists already; name another folder.")
+        if out is not None:  # said now, not after minutes of work
+            check_free(out)
         columns = [text] if text2 is None else [text, text2]
         rows = read_rows(data, columns, label)
         searched, held = split(rows, max_rows, seed)
@@ -244,11 +244,6 @@ def _clearly() -> Iterator[None]:
     except Exception as error:
         typer.echo(traceback.format_exc(), err=True)
         raise typer.Exit(FAILED) from error
-
-
-def _is_empty(path: Path) -> bool:
-    """Whether a path is a folder with nothing in it."""
-    return path.is_dir() and not any(path.iterdir())
 
 
 def _batches(

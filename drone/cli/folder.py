@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from drone.model.masks import POSITIONS
 from drone.progress import quiet
 
 # Tables are often rounded up, and a tokenizer may know a few words more. Of another
 # model, or made up of special tokens alone, it is off by more than this.
 FACTOR = 2
-TABLES = ("wpe", "position_embeddings", "embed_positions", "positions_embed")
 
 
 def load_model(folder: Path) -> Any:
@@ -100,7 +100,7 @@ def _positions(model: nn.Module) -> list[int]:
         - (module.padding_idx + 1 if module.padding_idx is not None else 0)
         - int(getattr(module, "offset", 0))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in TABLES
+        if isinstance(module, nn.Embedding) and name.endswith(POSITIONS)
     ]
 
 

@@ -31,7 +31,12 @@ class NothingReplacedWarning(UserWarning):
 
 
 def warn_above_break_even(small: nn.Module, ranks: Mapping[str, int]) -> None:
-    """Warn of thin layers that are bigger than what they replace."""
+    """Warn of thin layers that are bigger than what they replace.
+
+    Args:
+        small: the compressed model.
+        ranks: {module name: rank}, of those that were replaced.
+    """
     worse = [
         f"{name} (rank {rank}, break-even {break_even_rank(out, into)})"
         for name, rank in ranks.items()
@@ -49,7 +54,12 @@ def warn_above_break_even(small: nn.Module, ranks: Mapping[str, int]) -> None:
 
 
 def warn_ties(ties: Mapping[str, str]) -> None:
-    """Warn of weights that are shared no longer; see `compress.broken_ties`."""
+    """Warn of weights that are shared no longer.
+
+    Args:
+        ties: {module name: the other that keeps the weight}, from
+            `drone.model.compress.broken_ties`.
+    """
     if ties:
         which = ", ".join(f"{name} (with {other})" for name, other in ties.items())
         warn(
@@ -61,7 +71,11 @@ def warn_ties(ties: Mapping[str, str]) -> None:
 
 
 def warn_few_tokens(seen: Seen) -> None:
-    """Warn of modules that saw far fewer tokens than they have inputs."""
+    """Warn of modules that saw far fewer tokens than they have inputs.
+
+    Args:
+        seen: {module name: (tokens, inputs)}.
+    """
     few = [name for name, (tokens, inputs) in seen.items() if FEW * tokens < inputs]
     if few:
         worst = min(few, key=lambda n: seen[n][0] / seen[n][1])

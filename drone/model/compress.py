@@ -151,7 +151,8 @@ def compress(
         for name, rank in progress.bar(ranks.items(), desc="compress"):
             module = small.get_submodule(name)
             found = given.get(name) or factorize_module(module, name, moments)
-            if found.weight_sha256 not in ("", _weight_sha256(module)):
+            made_of = found.weight_sha256
+            if made_of and made_of != _weight_sha256(module):
                 raise ValueError(
                     f"{name}: the factorization is of another weight, and the model "
                     "would get that one; make it anew, factorize_modules(model, names)."

@@ -19,6 +19,8 @@ from drone.model.inputs import flat
 LENGTHEN = ("_pad_to_window_size", "_pad_to_block_size")
 SHORTEN = "_get_feature_vector_attention_mask"  # audio: few frames of many samples
 HELPERS = (*LENGTHEN, SHORTEN)
+# What transformers' families call a table of learnt absolute positions.
+POSITIONS = ("wpe", "position_embeddings", "embed_positions", "positions_embed")
 MARKED = "query_global"  # Longformer's: sees one marked token of each row, as (1, rows)
 Place = tuple[str, int]  # a module's name, and which of its calls in a pass
 
@@ -264,10 +266,9 @@ def warn_of_any_left_pads(
 
 def _position_table(model: nn.Module) -> str | None:
     """Name the table of learnt absolute positions that counts from the left."""
-    ends = ("wpe", "position_embeddings", "embed_positions", "positions_embed")
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for name, module in modules.items():
-        if not isinstance(module, nn.Embedding) or not name.endswith(ends):
+        if not isinstance(module, nn.Embedding) or not name.endswith(POSITIONS):
             continue
         # RoBERTa and MPNet count from the first token that is no pad; so does OPT.
         if module.padding_idx is None and "OPT" not in type(module).__name__:
