@@ -122,7 +122,7 @@ prose: need-chapter $(STAMP) ## give a published chapter the new text; its resul
 read: need-chapter $(STAMP) ## its readings fit its results: set them in, stamp them
 	$(PY) book/publish.py read "$(strip $(CHAPTER))"
 
-evidence: $(STAMP) ## remake the page of finished cases; DRONE_DATA must be set
+evidence: $(STAMP) ## remake the numbers of the finished cases; DRONE_DATA must be set
 	$(PY) book/evidence.py
 
 rename: $(STAMP) ## give chapters the new names of book/renamed.yaml, without a run

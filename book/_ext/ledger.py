@@ -12,9 +12,8 @@ In the ledger, under a heading:
     ```
 
 and on any page `{verdicts}` lists all of them, short, with links. The words of a
-verdict come from the chapter's `glue`, or with `evidence` in the chapter's place from
-the finished cases; WORDS says what they mean, others are an error. A number that the
-cases gave is written `{case}`name:.1f``.
+verdict come from the chapter's `glue`; WORDS says what they mean, others are an error.
+A number that the finished cases gave is written `{case}`name:.1f`` on any page.
 """
 
 import json
@@ -40,7 +39,6 @@ WORDS = {
     "not decided": UNDECIDED,
     "too few tasks": UNDECIDED,
 }
-EVIDENCE = "evidence"
 CASES = (  # written by book/evidence.py and by book/onnx_clock.py
     Path("book", "results", "evidence.json"),
     Path("book", "results", "onnx.json"),
@@ -74,17 +72,10 @@ class ClaimDirective(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         anchor = self.arguments[0]
         chapter, _, keys = self.options["judged"].partition(" ")
-        if chapter == EVIDENCE:
-            known = decided(self.env)
-            missing = sorted(set(keys.split()) - known.keys())
-            if missing:
-                raise self.error(f"{anchor}: no case gave {', '.join(missing)}.")
-            said, place = [known[key] for key in keys.split()], to_cases(self.env)
-        else:
-            path = Path(self.env.srcdir, "book", "chapters", f"{chapter}.ipynb")
-            self.env.note_dependency(str(path))
-            cell, said = glued(path, keys.split())
-            place = to_cell(self.env, chapter, cell)
+        path = Path(self.env.srcdir, "book", "chapters", f"{chapter}.ipynb")
+        self.env.note_dependency(str(path))
+        cell, said = glued(path, keys.split())
+        place = to_cell(self.env, chapter, cell)
         if "proved" in self.options:
             said.append("yes")
         found = WAITS if "waits" in self.options else verdict(said)
@@ -119,12 +110,6 @@ def to_cell(env: BuildEnvironment, chapter: str, cell: str) -> nodes.reference:
     uri = f"{up}book/chapters/{chapter}.html#cell-{cell}"
     text = f"The cell in chapter {int(chapter[:2])} that judges it"
     return nodes.reference("", text, refuri=uri, internal=True)
-
-
-def to_cases(env: BuildEnvironment) -> nodes.reference:
-    page = env.app.builder.get_relative_uri(env.docname, "book/evidence")
-    uri = f"{page}#the-paper-s-lstm-trained-to-its-end"
-    return nodes.reference("", "The cases that judge it", refuri=uri, internal=True)
 
 
 def decided(env: BuildEnvironment) -> dict[str, Any]:

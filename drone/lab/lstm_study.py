@@ -307,13 +307,14 @@ class Study:
             "predicted_speedup": plan.predicted_speedup,
         } | self._scored(parts)
 
-    def retrain(self, method: str, share: float) -> Case:
+    def retrain(self, method: str, share: float, trial: float = TRIAL) -> Case:
         """Train on from thin factors, at a rate the second half of `valid` chooses.
 
         Args:
             method: one of `METHODS`, or `dense`: the trained model itself, which the
                 others are compared with.
             share: of the weights; 1 for `dense`.
+            trial: share of the training text that each rate is tried on.
         """
         return self._case(
             "lstm-retrain",
@@ -324,7 +325,7 @@ class Study:
             epochs=AGAIN,
             rates=list(RATES),
             extensions=EXTENSIONS,
-            trial=round(TRIAL, 3),
+            trial=round(trial, 3),
             precision=self.recipe.precision,
             capture=self.recipe.capture,
         )

@@ -94,6 +94,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(32, 0.1, 0.1, 4, 2, 2.0, 5.0, math.nan),  # for tests; not theirs
+    "small": Size(200, 0.0, 0.1, 13, 4, 2.0, 5.0, 114.5),
     "medium": Size(650, 0.5, 0.05, 39, 6, 1.2, 5.0, 82.7),
     "large": Size(1500, 0.65, 0.04, 55, 14, 1.15, 10.0, 78.4),
 }
