@@ -1,39 +1,21 @@
-"""Language modelling on words: vocabulary, perplexity, and training that resumes."""
+"""Language modelling on words: vocabulary, windows of a text, perplexity."""
 
-import json
 import math
-import shutil
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load_model, save_model
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from drone import progress
-from drone.devices import placed
-from drone.files import tensors_sha256, whole_folder
-from drone.lab import keys
-from drone.lab.cache import cached_training, newest_whole, refuse_diverged, seal
 from drone.lab.lstm_model import LSTMConfig, LSTMLanguageModel
-from drone.lab.ranges import check_fields
-from drone.lab.training import bfloat16_gains
-from drone.layers.lstm import State
 from drone.model.calibrate import frozen
 
-FORMAT_VERSION = 2
 END, UNKNOWN = "<eos>", "<unk>"
 STEPS = 70  # of one call when a text is only read
 PARTS = 10  # read side by side then
-KEPT = (
-    "The checkpoint of the last good epoch, if there is one, is kept; a smaller "
-    "learning_rate or clip may help."
-)
 
 
 @dataclass(frozen=True)
@@ -193,54 +175,6 @@ def perplexity(model: LSTMLanguageModel, ids: Tensor, batch_size: int = PARTS) -
     return float(token_losses(model, ids, batch_size).double().mean().exp())
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a language model is trained: gradient descent, clipped; Zaremba et al., 2014.
-
-    Plain steps, the same size for every weight: an adaptive rate moves the rows of rare
-    words far at each of their few occurrences, and soon knows the text by heart.
-    Back-propagation is truncated: a gradient goes `steps` words back, the state on.
-
-    Raises:
-        ValueError: a value out of its range; the message names it.
-        TypeError: a value of another type, such as True for a number.
-    """
-
-    epochs: int = 10
-    batch_size: int = 20
-    steps: int = 35
-    learning_rate: float = 20.0
-    hold: float = 0.3  # share of all steps at this rate; then it falls linearly to 0
-    clip: float = 0.25  # largest norm of a gradient
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            counts=("epochs", "batch_size", "steps"),
-            positive=("learning_rate", "clip"),
-        )
-        if not 0 <= self.hold <= 1:
-            raise ValueError(f"hold is {self.hold}; a share from 0 to 1.")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A language model in eval mode, and how its training went.
-
-    Attributes:
-        model: after the last epoch.
-        history: one entry an epoch: `epoch`, `train` and `validation` perplexity,
-            `seconds`.
-        key: SHA-256 over everything that went into it.
-        cached: whether it was read rather than trained.
-    """
-
-    model: LSTMLanguageModel
-    history: list[dict[str, float]]
-    key: str
-    cached: bool
-
-
 def language_model(config: LSTMConfig, seed: int = 0) -> LSTMLanguageModel:
     """Return a model with random weights; the caller's random state is kept."""
     with torch.random.fork_rng():
@@ -248,177 +182,3 @@ def language_model(config: LSTMConfig, seed: int = 0) -> LSTMLanguageModel:
         model = LSTMLanguageModel(config)
     model.eval()
     return model
-
-
-def train(
-    model: LSTMLanguageModel,
-    ids: Tensor,
-    validation: Tensor,
-    recipe: Recipe | None = None,
-    *,
-    seed: int = 0,
-    cache: Path | None = None,
-) -> Trained:
-    """Train a language model, dense or thin, or read it from the cache.
-
-    Each epoch is kept in a checkpoint; a training that was cut off goes on from its
-    last whole epoch and ends with the same numbers. Randomness (dropout) depends on
-    the seed and the epoch alone.
-
-    Args:
-        model: the start; it is left as it was. Thin factors stay thin. The copy is
-            trained on a GPU if there is one, and comes back there.
-        ids: (tokens,) of the training split.
-        validation: (tokens,); its perplexity is reported after each epoch.
-        recipe: the hyperparameters; None: the defaults.
-        seed: of dropout.
-        cache: as in `drone.lab.training.fine_tune`.
-
-    Returns:
-        A trained copy.
-
-    Raises:
-        ValueError: a corpus shorter than a batch, a validation text shorter than the
-            parts it is read in, a damaged result in the cache, or a loss that is not
-            finite: the message says at which step, and the checkpoint of the last good
-            epoch stays.
-    """
-    recipe = recipe or Recipe()
-    # Both before the first epoch: the validation text is read after it only.
-    if len(ids) < recipe.batch_size:
-        raise ValueError(
-            f"batch_size is {recipe.batch_size}; 1 to {len(ids)} are allowed."
-        )
-    if len(validation) < PARTS:
-        raise ValueError(
-            f"the validation text has {len(validation)} tokens; at least {PARTS}."
-        )
-    inputs = {
-        "format": FORMAT_VERSION,
-        "start": keys.of_model(model),
-        "ids": tensors_sha256({"train": ids, "validation": validation}),
-        "seed": seed,
-        "recipe": asdict(recipe),
-        "bfloat16": bfloat16_gains(),
-    } | keys.of_machine()
-
-    def run(start: LSTMLanguageModel, checkpoints: Path) -> dict[str, Any]:
-        if torch.cuda.is_available():  # as Trainer does
-            placed(start, "cuda")
-        return _train(start, ids, validation, recipe, seed, checkpoints)
-
-    kept = cached_training(f"language model, seed {seed}", model, inputs, run, cache)
-    return Trained(kept.model, kept.record["history"], kept.key, kept.cached)
-
-
-def _train(
-    model: LSTMLanguageModel,
-    ids: Tensor,
-    validation: Tensor,
-    recipe: Recipe,
-    seed: int,
-    checkpoints: Path,
-) -> dict[str, Any]:
-    """Train in place, from the newest whole checkpoint; tell how each epoch went."""
-    history = _resume(model, checkpoints)
-    optimizer = torch.optim.SGD(model.parameters(), recipe.learning_rate)
-    for epoch in range(len(history), recipe.epochs):
-        torch.manual_seed(1_000_003 * seed + epoch)
-        started = time.perf_counter()
-        loss = _epoch(model, optimizer, ids, recipe, epoch)
-        try:
-            heard = perplexity(model, validation)
-        except ValueError as error:
-            raise ValueError(f"after epoch {epoch + 1}: {error} {KEPT}") from error
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "train": _exp(loss),
-                "validation": heard,
-                "seconds": round(time.perf_counter() - started, 1),
-            }
-        )
-        if len(history) < recipe.epochs:
-            _keep(model, history, checkpoints)
-    return {"history": history, "seconds": sum(each["seconds"] for each in history)}
-
-
-def _keep(
-    model: LSTMLanguageModel, history: list[dict[str, float]], checkpoints: Path
-) -> None:
-    """Write a checkpoint whole; keep the one before, should this one be damaged."""
-    refuse_diverged(model)
-    epoch = len(history)
-    with whole_folder(checkpoints / f"epoch-{epoch:03d}") as temporary:
-        save_model(model, str(temporary / "model.safetensors"))
-        (temporary / "history.json").write_text(json.dumps(history))
-        seal(temporary)
-    for old in checkpoints.glob("epoch-*"):
-        if int(old.name.removeprefix("epoch-")) < epoch - 1:
-            shutil.rmtree(old)
-
-
-def _resume(model: LSTMLanguageModel, checkpoints: Path) -> list[dict[str, float]]:
-    """Read the newest whole epoch, if there is one; return the history so far."""
-    folder = newest_whole(checkpoints)
-    if folder is None:
-        return []
-    load_model(model, folder / "model.safetensors")
-    history: list[dict[str, float]] = json.loads((folder / "history.json").read_text())
-    print(f"goes on after epoch {len(history)}")
-    return history
-
-
-def _epoch(
-    model: LSTMLanguageModel,
-    optimizer: torch.optim.Optimizer,
-    ids: Tensor,
-    recipe: Recipe,
-    epoch: int,
-) -> float:
-    """Go through the text once; return the mean loss."""
-    model.train()
-    total, count = 0.0, 0
-    states: list[State] | None = None
-    cut = list(windows(ids, recipe.batch_size, recipe.steps))
-    shown = progress.bar(cut, desc=f"epoch {epoch + 1} of {recipe.epochs}")
-    for number, (before, labels) in enumerate(shown):
-        step = epoch * len(cut) + number
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step, recipe.epochs * len(cut), recipe)
-        if states is not None:  # the state goes on, the gradient does not
-            states = [(h.detach(), c.detach()) for h, c in states]
-        half = bfloat16_gains(model.device)
-        with torch.autocast(model.device.type, torch.bfloat16, half):
-            output = model(
-                before.to(model.device), labels.to(model.device), states=states
-            )
-        states = output.states
-        loss = float(output.loss.detach())
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} at step {number} of epoch {epoch + 1}. {KEPT}"
-            )
-        optimizer.zero_grad()
-        output.loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        here = int((labels >= 0).sum())
-        total, count = total + loss * here, count + here
-        if number % 20 == 0:
-            shown.set_postfix(perplexity=f"{_exp(total / count):.0f}")
-    model.eval()
-    return total / count
-
-
-def _exp(loss: float) -> float:
-    """Perplexity of a mean loss; infinite where a float ends."""
-    return float(torch.tensor(loss, dtype=torch.float64).exp())
-
-
-def _learning_rate(step: int, steps: int, recipe: Recipe) -> float:
-    """Hold the rate, then let it fall linearly, to 0 after the last step."""
-    held = recipe.hold * steps
-    if step < held:
-        return recipe.learning_rate
-    return recipe.learning_rate * (steps - step) / (steps - held)
