@@ -41,6 +41,7 @@ def encoder_values() -> dict[str, Any]:
                 name = name.replace("-", "_")
                 values[name] = found.value
                 values[f"{name}_low"], values[f"{name}_high"] = found.low, found.high
+                values[f"{name}_seeds"] = len(study.arms[method, arm])
     return values
 
 
