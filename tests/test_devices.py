@@ -238,7 +238,7 @@ def test_costs_are_measured_on_the_models_device(
     model = tiny_model.to(device)
     before = torch.random.get_rng_state()
     for batch in shuttle(padded_batch, device):
-        found = measure(model, batch, grid=(0.5, 1.0), repeats=2)
+        found = measure(model, batch, grid=(0.5, 1.0))
         assert all(s > 0 for c in found.modules.values() for s in c.seconds)
     if device != DEVICE:  # where `nn.Linear(device="meta")` draws numbers
         assert torch.equal(torch.random.get_rng_state(), before)  # the caller's own

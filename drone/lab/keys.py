@@ -1,21 +1,42 @@
 """What a training depends on, told in values JSON knows: the parts of a cache's key."""
 
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from importlib.metadata import version
+from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from drone.files import tensors_sha256
+from drone.search.described import described
 
 # Of a config and of a module: where it was read from says nothing about what it is.
 ORIGIN = {"_name_or_path", "name_or_path", "transformers_version"}
+# Nor do its mode, and what `tied` tells.
+LEFT_OUT = {"training", "all_tied_weights_keys", *ORIGIN}
+# Of these, beside what `repr` tells whole, two may differ and be another training each.
+SETTINGS = (
+    complex,
+    bytes,
+    range,
+    np.generic,
+    np.ndarray,
+    Tensor,
+    PurePath,
+    Enum,
+    FunctionType,
+    BuiltinFunctionType,
+    functools.partial,
+)
 # Of a tokenizer's backend: left there by its last call, set anew by the next.
 CALL_STATE = {"padding", "truncation"}
 
@@ -24,14 +45,31 @@ def digest(value: Any) -> str:
     """SHA-256 over canonical JSON: names sorted, one spelling of each value.
 
     Raises:
-        TypeError: a value JSON does not know.
+        TypeError: a value JSON does not know, a name that is no text.
         ValueError: NaN or infinity: it is equal to nothing, a key must be.
 
     >>> digest({"a": 1, "b": [2.0]}) == digest({"b": [2.0], "a": 1})
     True
     """
+    _check_names(value)
     text = json.dumps(value, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_names(value: Any) -> None:
+    """Refuse names that JSON writes as texts: 1 would be "1", and None "null"."""
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise TypeError(
+                    f"the name {name!r} is of type {type(name).__name__}, and JSON "
+                    "spells it as a text; a str is needed."
+                )
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    for each in value:
+        _check_names(each)
 
 
 def of_model(model: nn.Module) -> dict[str, Any]:
@@ -89,18 +127,22 @@ def _config(model: nn.Module) -> dict[str, Any] | None:
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick numbers, texts, and the names of functions; submodules tell of themselves.
+    """Pick settings and the names of functions; submodules tell of themselves.
 
     repr, not JSON: a dropout of NaN or an eps of infinity must not stop a key.
     """
     told = {}
     for name, value in attributes.items():
-        if name.startswith("_") or name == "training" or name in ORIGIN:
+        if name.startswith("_") or name in LEFT_OUT:
             continue
-        if isinstance(value, FunctionType | BuiltinFunctionType):
+        if isinstance(value, FunctionType) and "<" in value.__qualname__:
+            told[name] = described(value)  # others that are made there have its name
+        elif isinstance(value, FunctionType | BuiltinFunctionType):
             told[name] = _name(value)
         elif _is_plain(value):
             told[name] = repr(value)
+        elif _is_setting(value):
+            told[name] = described(value)
     return told
 
 
@@ -108,6 +150,15 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value says all of itself, and says the same in every process."""
+    if isinstance(value, Mapping):
+        return all(_is_setting(k) and _is_setting(v) for k, v in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_setting, value))
+    return _is_plain(value) or isinstance(value, SETTINGS)
 
 
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
@@ -147,13 +198,14 @@ def of_rows(rows: Iterable[Mapping[str, Any]]) -> str:
     """SHA-256 over all rows in order, each with its columns' names.
 
     Raises:
-        TypeError: a value JSON does not know.
+        TypeError: a value JSON does not know, a name that is no text.
 
     >>> of_rows([{"a": 1}]) == of_rows([{"a": 1}, {"a": 2}])
     False
     """
     found = hashlib.sha256()
     for row in rows:
+        _check_names(row)
         found.update(json.dumps(row, sort_keys=True).encode() + b"\n")
     return found.hexdigest()
 

@@ -25,6 +25,7 @@ from drone.search.costs import (
     measure_alone,
     searchable,
 )
+from drone.search.disturbed import refuse_disturbed
 from drone.timing import processor, time_calls
 
 
@@ -96,7 +97,8 @@ def measure_speeds(
         agree: largest relative difference of the piles' minima that is good enough.
 
     Raises:
-        ValueError: `most` is below 2; and what `drone.costs.measure_alone` raises.
+        ValueError: `most` is below 2; even the least seconds are those of a disturbed
+            clock; and what `drone.costs.measure_alone` raises.
     """
     if most < 2:
         raise ValueError(f"most is {most}; at least 2 tables are compared.")
@@ -121,6 +123,7 @@ def measure_speeds(
         "agreement": round(float(apart), 4) if np.isfinite(apart) else None,
     }
     best = _least(*piles)
+    refuse_disturbed(best.costs.modules)  # every table may have been
     return replace(best, conditions=conditions)
 
 

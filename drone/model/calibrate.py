@@ -199,7 +199,7 @@ class Collector:
             and version is not None
             and event.version == version
             and (event.told, event.times) == (told, times)
-            and _alike(event.counts, counts)
+            and alike(event.counts, counts)
         ):
             event.names.append(name)
             return
@@ -287,7 +287,7 @@ def version_of(x: Tensor) -> int | None:
     return None if x.is_inference() else x._version
 
 
-def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+def alike(one: Tensor | None, other: Tensor | None) -> bool:
     """Whether two masks say the same."""
     if one is None or other is None:
         return one is other

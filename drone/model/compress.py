@@ -22,7 +22,7 @@ from drone.math.attention import AttentionFactorization, factorize_attention
 from drone.math.factorize import Factorization, check_rank, factorize
 from drone.math.moments import SecondMoment
 from drone.model.adapters import module_named, swap, why_not
-from drone.model.calibrate import frozen
+from drone.model.calibrate import alone, frozen
 from drone.model.cautions import (
     NothingReplacedWarning,
     Seen,
@@ -119,26 +119,29 @@ def compress(
     LowRankLinear(in_features=8, rank=2, out_features=8, bias=True)
     """
     check_moments(moments)
-    for name, rank in ranks.items():
-        check_module(model, ranks, name, rank)
-    ranks = _one_name_each(model, ranks)
     if sequential != (batches is not None):
         raise ValueError("sequential=True and batches go together; give both or none.")
     if sequential and not (moments is None and factorizations is None):
         raise ValueError("sequential=True collects its own moments; give none.")
     if layers is not None and not sequential:
         raise ValueError("layers says what sequential=True walks through; give both.")
-    if shifted is not None:
-        if not sequential:
-            raise ValueError("shifted goes with sequential=True and batches.")
-        check_linears(model, ranks)
+    if shifted is not None and not sequential:
+        raise ValueError("shifted goes with sequential=True and batches.")
     if (shifted is not None and shifted.gradients) != (rows is not None):
         raise ValueError("rows and Shifted(gradients=True) go together; give both.")
-    unfelt = [name for name in ranks if rows is not None and name not in rows]
-    if unfelt:
-        raise ValueError(f"rows lack {', '.join(unfelt)}; every module needs its own.")
-    ties = broken_ties(model, ranks)
-    small = copy.deepcopy(model)
+    with alone(model):  # another thread's calibration hangs hooks on it, changes modes
+        for name, rank in ranks.items():
+            check_module(model, ranks, name, rank)
+        ranks = _one_name_each(model, ranks)
+        if shifted is not None:
+            check_linears(model, ranks)
+        unfelt = [name for name in ranks if rows is not None and name not in rows]
+        if unfelt:
+            raise ValueError(
+                f"rows lack {', '.join(unfelt)}; every module needs its own."
+            )
+        ties = broken_ties(model, ranks)
+        small = copy.deepcopy(model)
     seen: Seen = {}
     if batches is not None:
         if shifted is None:
@@ -179,8 +182,9 @@ def settle(model: nn.Module, small: nn.Module, ties: Mapping[str, str]) -> None:
     Warns:
         BrokenTieWarning: see `broken_ties`.
     """
-    for name, module in small.named_modules():  # calibration made new ones in eval mode
-        module.training = model.get_submodule(name).training
+    with alone(model):  # its modes are its own where nobody calibrates it
+        for name, module in small.named_modules():  # new ones were made in eval mode
+            module.training = model.get_submodule(name).training
     for name, other in ties.items():
         thin = small.get_submodule(name)
         if isinstance(thin, LowRankLinear):
@@ -386,7 +390,7 @@ def _compress_shifted(
     """
     seen: Seen = {}
     kept = list(batches)  # two models read them
-    with frozen(model), frozen(small):
+    with alone(model), frozen(model), frozen(small):
         warn_of_any_left_pads(model, prepared(kept, model))
         before, now = Walk(model, kept, ranks, layers), Walk(small, kept, ranks, layers)
         for _ in progress.bar(now.layers, desc="compress in order"):

@@ -92,7 +92,8 @@ def int8(model: nn.Module) -> nn.Module:
 
     Each row of a weight matrix is kept as 8-bit integers with a scale of its own;
     inputs are rounded to 8 bits as they arrive, those between two factors after
-    `unit_rows`. Everything else stays as it is. Chapters 8 and 9.
+    `unit_rows`. Everything else stays as it is, the projections inside of an
+    `nn.MultiheadAttention` too. Chapters 8 and 9.
 
     Args:
         model: dense or compressed, float32, in eval mode, on a CPU.
@@ -121,4 +122,10 @@ def int8(model: nn.Module) -> nn.Module:
             # One scale for a whole matrix would let its largest row coarsen the rest.
             {nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig},
         )
+    for module in eight.modules():
+        # On their fused path they take weights for a kernel of floats; no module runs.
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+        elif isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # of neither: the slow path's own one
     return eight.eval()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from drone.layers.attention import ATTENTION
 from drone.math.moments import SecondMoment
 from drone.model.adapters import encoder_layers, module_named, names_of
-from drone.model.calibrate import Collector, probe, version_of, watch_inputs
+from drone.model.calibrate import Collector, alike, probe, version_of, watch_inputs
 from drone.model.equal import equal, results
 from drone.model.inputs import prepared, run
 from drone.model.loss import LossFunction, batch_loss, mean, mean_loss
@@ -224,13 +224,18 @@ class Walk:
     def groups(self) -> list[list[str]]:
         """Sort the layer's modules into groups with one input, in order.
 
+        Of that input the same vectors count for all of a group.
+
         Raises:
-            ValueError: a module is reached by none of the batches.
+            ValueError: a module is reached by none of the batches, or no mask fits.
         """
         here = list(self.layers)[self.number]
         names = [name for name, layer in self._inside.items() if layer == here]
         source = {n: input_name(self.model.get_submodule(n), n) for n in names}
-        last: tuple[Tensor, int | None] | None = None  # of a run of calls with one
+        streams = Streams(self.model, source.values())
+        streams.layouts = self._layouts
+        # Of a run of calls with one: the input, its version, which vectors count.
+        last: tuple[Tensor, int | None, Tensor | None, int] | None = None
         place = 0  # of that run among all
         runs: dict[str, list[int]] = {}  # of each source, in order
         calls: Counter[tuple[int, str]] = Counter()
@@ -238,17 +243,26 @@ class Walk:
         def see(reached: str, x: Tensor) -> None:
             nonlocal last, place
             now = version_of(x)  # changed in place: another
-            if last is None or last[0] is not x or now is None or last[1] != now:
+            counts, times = streams.at(reached, x)
+            if (
+                last is None
+                or last[0] is not x
+                or now is None
+                or (last[1], last[3]) != (now, times)
+                or not alike(last[2], counts)
+            ):
                 place += 1
-            last = x, now
+            last = x, now, counts, times
             runs.setdefault(reached, []).append(place)
             calls[number, reached] += 1
 
-        with watch_inputs(self.model, dict.fromkeys(source.values()), see):
+        reached_by = dict.fromkeys(source.values())
+        with streams.watching(), watch_inputs(self.model, reached_by, see):
             # All of them: two modules may share an input in one batch only, or one may
             # be called again in another.
-            for number in range(len(self.batches)):
+            for number, batch in enumerate(self.batches):
                 last = None
+                streams.start(number, batch, self._streams[number])
                 self._run(number)
         missed = [name for name in names if source[name] not in runs]
         if missed:

@@ -26,6 +26,7 @@ from drone.layers.linear import (
 from drone.layers.lstm import Recurrent
 from drone.math.factorize import break_even_rank
 from drone.model.adapters import encoder_linears, known_blocks, module_named
+from drone.search.disturbed import refuse_disturbed
 from drone.search.thin import thin_model, thin_module
 from drone.timing import clock_of, time_calls
 
@@ -231,13 +232,15 @@ def measure(
 
     Raises:
         ValueError: a name the model does not have, a module that cannot be compressed
-            or is never reached, a model in training mode.
+            or is never reached, a model in training mode, a clock that something else
+            on the machine has disturbed (`refuse_disturbed`).
 
     Warns:
         UserWarning: the thinnest model is no faster than the dense one, though its
             modules are, alone; then nothing is scaled.
     """
     alone = measure_alone(model, batch, names, grid, repeats)
+    refuse_disturbed(alone)
     return _together(model, to_device(batch, model), alone, repeats)
 
 
@@ -255,7 +258,8 @@ def measure_alone(
     turns, so that each finds the caches as another left them. Thin modules are filled
     with random numbers.
 
-    Args, Raises: those of `measure`.
+    Args, Raises: those of `measure`; but a disturbed clock is for the caller to refuse,
+    who may take the least of several tables.
 
     >>> model = nn.Sequential(nn.Linear(32, 32)).eval()
     >>> alone = measure_alone(model, {"input": torch.ones(1, 32)}, ["0"], repeats=2)

@@ -1,10 +1,13 @@
 """Anything a loss may depend on, told in words that are the same in every process."""
 
 import functools
+import hashlib
 from collections.abc import Mapping
+from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +17,11 @@ from drone.files import tensors_sha256
 OWN = {*vars(nn.Module()), "training"}
 APART = {"logging", "threading", "_thread"}  # their objects lead everywhere
 DEPTH = 6  # of nested attributes; what lies deeper decides no loss that was ever seen
+# Whose repr says all. Of a path, attributes come as they are first asked for.
+SPELT = (
+    *(bool, int, float, complex, str, bytes, range, torch.dtype, torch.device),
+    *(np.generic, PurePath),
+)
 Known = dict[int, tuple[str, Any]]  # id of an object met before → its name, itself
 
 
@@ -62,10 +70,15 @@ def _name(thing: Any) -> str:
 
 def _told(value: Any, known: Known, depth: int) -> Any:
     """Return a value as nested lists of texts; `known` names what was met above."""
-    if value is None or isinstance(
-        value, bool | int | float | complex | str | bytes | torch.dtype | torch.device
-    ):
+    if value is None or isinstance(value, SPELT):
         return repr(value)
+    if isinstance(value, np.ndarray):  # whose repr leaves out the middle
+        return [
+            "array",
+            str(value.dtype),
+            value.shape,
+            hashlib.sha256(value.tobytes()).hexdigest(),
+        ]
     if isinstance(value, type | BuiltinFunctionType):
         return getattr(value, "__qualname__", str(value))
     if id(value) in known:

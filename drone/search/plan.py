@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from drone.callers import warn
 from drone.files import tensors_sha256
 from drone.layers.linear import moved
-from drone.model.calibrate import calibrate
+from drone.model.calibrate import alone, calibrate
 from drone.model.cautions import NothingReplacedWarning
 from drone.model.compress import broken_ties, compress, put_module, settle
 from drone.model.walk import input_name
@@ -107,7 +107,8 @@ class RankPlan:
                 "model at the plan's ranks, or search it."
             )
         ties = broken_ties(model, self.ranks)
-        small = copy.deepcopy(model)
+        with alone(model):  # no hooks nor modes of another thread's calibration
+            small = copy.deepcopy(model)
         for name, module in self.modules.items():
             # The search may have run elsewhere, or in another dtype.
             weight = next(model.get_submodule(name).parameters())

@@ -1,5 +1,7 @@
 """A training runs once: keys of everything, a lock a key, whole checkpoints."""
 
+import copy
+import functools
 import json
 import multiprocessing
 import os
@@ -10,11 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess as Process
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from transformers import (
     BertConfig,
@@ -113,6 +118,79 @@ def test_of_model_tells_every_change_apart() -> None:
     found.append(keys.digest(keys.of_model(bert().bfloat16())))
     found.append(keys.digest(keys.of_model(bert().bert)))
     assert len(set(found)) == len(found)
+
+
+# Equal to Python, most of them, and other settings all the same.
+leaves = st.sampled_from(
+    [
+        *(None, False, True, 0, 1, 0.0, -0.0, 1.0, 1 + 0j, "1", "True", "None", b"1"),
+        *(np.int64(1), np.int32(1), np.float32(1), np.float64(1), np.bool_(True)),
+        *(Path("1"), PurePosixPath("1"), torch.float16, "torch.float16", range(1)),
+    ]
+)
+hashed = leaves | st.tuples(leaves)
+values = st.recursive(
+    leaves | st.frozensets(hashed, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.lists(inner, max_size=2).map(tuple)
+        | st.dictionaries(hashed, inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+def spelt(value: Any) -> Any:
+    """A value with the type of each of its parts: what tells one from another."""
+    if isinstance(value, dict):
+        parts: Any = [(spelt(k), spelt(v)) for k, v in value.items()]
+    elif isinstance(value, frozenset):
+        parts = sorted(map(spelt, value), key=repr)
+    elif isinstance(value, list | tuple):
+        parts = [spelt(each) for each in value]
+    else:
+        parts = str(value)
+    return (type(value).__name__, parts)
+
+
+def key_of(value: Any) -> str:
+    module = nn.Identity()
+    module.setting = value
+    return str(keys.of_model(module)["modules"])
+
+
+@given(values, values)
+def test_two_settings_of_a_module_never_have_one_key(one: Any, other: Any) -> None:
+    assert (key_of(one) == key_of(other)) is (spelt(one) == spelt(other))
+    assert key_of(copy.deepcopy(one)) == key_of(one)
+
+
+def test_settings_of_every_kind_are_told_apart() -> None:
+    def times(by: float) -> Callable[[float], float]:
+        return lambda x: by * x
+
+    found = [
+        *({"a": 1}, {"a": 2}, {1: "a"}, {"1": "a"}, [{"a": 1}], [{"a": 2}]),
+        *({"a", "b"}, {"a", "c"}, Path("a"), Path("b"), np.int64(1), np.int64(2)),
+        *(
+            np.arange(5000),
+            np.arange(5000) * (np.arange(5000) != 2500),
+            np.ones((1, 2)),
+        ),
+        *(torch.ones(2), torch.zeros(2), times(1.0), times(2.0)),
+        *(functools.partial(max, 1), functools.partial(max, 2)),
+    ]
+    assert len(set(map(key_of, found))) == len(found)
+    path = Path("a/b")
+    before = key_of(path)
+    assert {hash(path), str(path), path.parts} and key_of(path) == before
+
+
+def test_a_name_that_json_would_spell_as_another_is_refused() -> None:
+    with pytest.raises(TypeError, match="the name 1 is of type int"):
+        keys.digest({"labels": [{1: "yes"}]})
+    with pytest.raises(TypeError, match="the name True is of type bool"):
+        keys.of_rows([{True: "yes"}])
 
 
 def test_mode_and_origin_of_a_model_do_not_matter(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
+from drone.lab import speeds
 from drone.lab.depth import alternate_layers, first_layers, only_layers
 from drone.lab.methods import METHODS, Methods
 from drone.lab.speeds import Speeds, fill, measure_speeds
@@ -241,6 +242,26 @@ def test_filled_ranks_lie_between_the_measured_ones() -> None:
             # proportional, as the table was made: interpolation is exact
             assert weights == rank * module.weights[0] // module.ranks[0]
             assert seconds == pytest.approx(1e-9 * weights)
+
+
+def test_a_table_is_refused_whose_every_clock_was_disturbed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns: list[float] = []
+
+    def once(*_: object) -> Speeds:
+        dense = turns.pop(0)
+        module = ModuleCosts("wide", (2,), (5, 10), (1e-3, dense))
+        return Speeds(Costs(1.0, {"layer": module}), LAYERS, 1, 0.5, {})
+
+    monkeypatch.setattr(speeds, "_measure_once", once)
+    batch = {"input_ids": torch.ones(2, 7)}
+    turns[:] = [0.06, 0.05, 2e-3]
+    found = measure_speeds(make_model(), batch, most=3, agree=0.0)
+    assert found.costs.modules["layer"].seconds == (1e-3, 2e-3)  # one quiet table
+    turns[:] = [0.06, 0.05, 0.04]
+    with pytest.raises(ValueError, match="layer: at rank 2 it was timed at 1 ms"):
+        measure_speeds(make_model(), batch, most=3, agree=0.0)
 
 
 def test_a_measured_table_survives_text_and_names_its_modules() -> None:

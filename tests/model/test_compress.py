@@ -1,10 +1,12 @@
 """Modules of a whole model replaced, on tiny models with random weights."""
 
 import copy
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +35,11 @@ from drone import (
     save,
 )
 from drone.layers.attention import ATTENTION
+from drone.model.compress import compress as compress_ranks
+from drone.model.family import Shifted
+from drone.search.costs import Costs
+from drone.search.goal import Goal
+from drone.search.plan import RankPlan
 
 Batch = dict[str, Tensor]
 
@@ -817,3 +824,46 @@ def test_a_printed_report_has_80_columns_few_rows_and_totals(
     )
     assert "more rows" in text and "…" in text and " 4 " in lines[1]
     assert lines[-1] in report(small)._repr_html_()
+
+
+# --- beside another thread -------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["plain", "in order", "shifted", "plan", "same"])
+def test_a_copy_has_no_part_of_a_calibration_in_another_thread(how: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)).train()
+    batch = {"input": torch.randn(20, 6)}
+    begun, done = threading.Event(), threading.Event()
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        yield batch
+        begun.set()
+        done.wait(0.3)  # as long as nobody waits for this calibration
+        yield batch
+
+    found: list[SecondMoment] = []
+
+    def work() -> None:
+        found.append(calibrate(model, batches(), ["0"])["0"])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert begun.wait(60)
+    ranks = {"0" if how == "same" else "2": 2}
+    ordered: dict[str, Any] = {"batches": [batch], "sequential": True}
+    if how == "plan":
+        told = "uniform", Goal(loss_increase=0.1), ranks, 1.0, 1.0, Costs(1.0, {})
+        thin = {"2": LowRankLinear.from_linear(model[2], 2)}
+        small = RankPlan(*told, [], 1, 1, 1.0, modules=thin).apply(model)
+    elif how in ("plain", "same"):
+        small = compress(model, ranks)
+    elif how == "in order":
+        small = compress(model, ranks, **ordered)
+    else:
+        small = compress_ranks(model, ranks, **ordered, shifted=Shifted())
+    done.set()
+    thread.join()
+    assert found[0].count == 40
+    for module in (*small.modules(), *model.modules()):
+        assert module.training
+        assert not module._forward_pre_hooks and not module._forward_hooks

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers as hf
 from torch import nn
+from torch.ao.nn.quantized.dynamic import Linear as Eight
 
 import drone
 
@@ -180,3 +181,34 @@ def test_the_two_linears_still_tell_their_weight_and_bias():
     eight = drone.quantize.int8(make_model())[2]
     assert (eight.weight - thin.weight).norm() < 0.02 * thin.weight.norm()
     assert torch.equal(eight.bias, thin.bias)
+
+
+@pytest.mark.parametrize("thin", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("kind", ["encoder", "layer", "pair"])
+def test_pytorchs_own_transformer_runs_its_8_bit_layers(
+    kind, gradients, thin, monkeypatch
+):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    x, pads = torch.randn(3, 7, 16), torch.arange(7) >= torch.tensor([[7], [5], [2]])
+    model, given = layer, {"src_key_padding_mask": pads}
+    if kind == "encoder":  # packs rows with pads on its fused path
+        model = nn.TransformerEncoder(layer, 2)
+    elif kind == "pair":
+        model = nn.Transformer(16, 2, 2, 1, 32, batch_first=True)
+        given = {"tgt": x, **given, "memory_key_padding_mask": pads}
+    model = model.eval()
+    if thin:
+        names = [n for n, m in model.named_modules() if type(m) is nn.Linear]
+        model = drone.compress(model, dict.fromkeys(names, 8))
+    eight, ran = drone.quantize.int8(model), []
+    linears = [m for m in eight.modules() if hasattr(m, "scale")]
+    # no hooks: they alone would keep it off its fused path
+    forward = Eight.forward
+    monkeypatch.setattr(Eight, "forward", lambda *a: ran.append(1) or forward(*a))
+    with torch.set_grad_enabled(gradients):
+        found, expected = eight(x, **given), model(x, **given)
+        # what the model returns for a pad depends on the path it takes
+        moved = float((found - expected)[~pads].norm() / expected[~pads].norm())
+    assert len(ran) == len(linears) > 0 and 0 < moved < 0.05

@@ -618,3 +618,44 @@ def test_calls_that_only_a_later_batch_makes_are_counted() -> None:
             found = walk.moments([name])[name]
             assert found.count == expected[name].count
             torch.testing.assert_close(found.matrix, expected[name].matrix)
+
+
+class Half(nn.Module):
+    """One of two parts that see the same vectors, each under a mask of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.part(x) * attention_mask[..., None]
+
+
+class Halves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Half(), Half()
+
+    def forward(self, x: Tensor, attention_mask: Tensor, other: Tensor) -> Tensor:
+        return self.first(x, attention_mask) + self.second(x, other)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_modules_with_one_input_of_which_other_vectors_count_are_no_group(
+    alike: bool,
+) -> None:
+    model, names = Halves().eval(), ["first.part", "second.part"]
+    mask = torch.arange(5) < torch.tensor([[5], [2], [1], [4]])
+    batches = [
+        {"x": torch.randn(4, 5, 8), "attention_mask": mask, "other": other}
+        for other in (mask.clone(), mask if alike else ~mask)  # in a later batch only
+    ]
+    expected = {name: calibrate(model, batches, [name])[name] for name in names}
+    with frozen(model):
+        walk = Walk(model, batches, names)
+        groups = walk.groups()
+        assert groups == ([names] if alike else [[name] for name in names])
+        found = {k: v for group in groups for k, v in walk.moments(group).items()}
+    for name in names:
+        assert found[name].count == expected[name].count
+        torch.testing.assert_close(found[name].matrix, expected[name].matrix)

@@ -212,7 +212,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Callable[[], Any
 
 
 def test_weights_are_the_numbers_in_the_matrices(
-    family: PreTrainedModel, padded_batch: Batch
+    family: PreTrainedModel, padded_batch: Batch, clock: list[Mapping[str, Any]]
 ) -> None:
     found = measure(family, padded_batch, grid=COARSE, repeats=2)
     assert list(found.modules) == searchable(family)
@@ -234,7 +234,7 @@ def test_weights_are_the_numbers_in_the_matrices(
 
 
 def test_modules_of_one_kind_cost_the_same_and_others_are_of_another(
-    family: PreTrainedModel, padded_batch: Batch
+    family: PreTrainedModel, padded_batch: Batch, clock: list[Mapping[str, Any]]
 ) -> None:
     found = measure(family, padded_batch, grid=COARSE, repeats=2).modules
     shapes = {}
@@ -350,6 +350,36 @@ def test_where_little_or_nothing_is_saved_the_times_stay_as_they_are(
     assert found.whole == 20.0 and seen == {2.0, 2.0 - gain}
 
 
+@pytest.mark.parametrize("slower", [1.0, 4.0, 30.0])
+def test_a_clock_that_something_else_disturbed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, slower: float
+) -> None:
+    made: dict[str, float] = {}
+
+    def time_calls(calls: Mapping[str, Any], repeats: int, **_: Any) -> Any:
+        for name, call in calls.items():
+            made[name] = 1e-6 * parameters(call.func)
+            if isinstance(call.func, nn.Linear):  # who else ran, ran beside dense ones
+                made[name] *= slower
+        return {name: np.full(repeats, made[name]) for name in calls}
+
+    monkeypatch.setattr(costs, "time_calls", time_calls)
+    given = Plain(40), {"x": torch.ones(1, 40)}
+    alone = measure_alone(*given, repeats=2)  # the least of many tables may count
+    if slower < 5:  # caches do as much
+        assert measure(*given, repeats=2).modules.keys() == alone.keys()
+        return
+    with pytest.raises(ValueError, match="again on a quiet machine") as refused:
+        measure(*given, repeats=2)
+    for word in ("encoder.layer.0.0", "rank 19 ", "1.56 ms", "49.2 ms", "95 %"):
+        assert word in str(refused.value)
+
+
+def test_dearer_than_its_share_is_no_disturbance() -> None:
+    tiny = ModuleCosts("a", (1, 2), (10, 20, 100), (2e-6, 9e-6, 1e-6))
+    costs.refuse_disturbed({"tiny": tiny, "none": ModuleCosts("b", (), (7,), (1.0,))})
+
+
 def test_a_query_inside_a_thin_block_is_timed_and_not_counted_twice(
     tiny_bert: PreTrainedModel, padded_batch: Batch, clock: list[Mapping[str, Any]]
 ) -> None:
@@ -366,7 +396,9 @@ def test_a_query_inside_a_thin_block_is_timed_and_not_counted_twice(
         assert module.seconds[-1] == parameters(tiny_bert.get_submodule(name))
 
 
-def test_linears_with_and_without_bias_or_on_other_lengths_are_of_other_kinds() -> None:
+def test_linears_with_and_without_bias_or_on_other_lengths_are_of_other_kinds(
+    clock: list[Mapping[str, Any]],
+) -> None:
     class Odd(Plain):
         def forward(self, x: Tensor) -> Tensor:
             return self.spare(super().forward(x)[:1])
@@ -380,7 +412,9 @@ def test_linears_with_and_without_bias_or_on_other_lengths_are_of_other_kinds() 
     assert {module.weights for module in found.values()} == {(8, 16)}
 
 
-def test_one_module_under_two_names_is_thin_once_and_keeps_its_hooks() -> None:
+def test_one_module_under_two_names_is_thin_once_and_keeps_its_hooks(
+    clock: list[Mapping[str, Any]],
+) -> None:
     shared = nn.Linear(8, 8)
     model = nn.Sequential(shared, nn.ReLU(), shared).eval()
     heard = []
@@ -395,7 +429,7 @@ def test_one_module_under_two_names_is_thin_once_and_keeps_its_hooks() -> None:
 
 
 def test_only_the_named_modules_are_measured_in_the_order_named(
-    tiny_bert: PreTrainedModel, padded_batch: Batch
+    tiny_bert: PreTrainedModel, padded_batch: Batch, clock: list[Mapping[str, Any]]
 ) -> None:
     names = list(reversed(searchable(tiny_bert)))[::3]
     found = measure(tiny_bert, padded_batch, names, grid=(1.0,), repeats=2)
@@ -404,7 +438,7 @@ def test_only_the_named_modules_are_measured_in_the_order_named(
 
 
 def test_measuring_leaves_the_model_as_it_was(
-    family: PreTrainedModel, padded_batch: Batch
+    family: PreTrainedModel, padded_batch: Batch, clock: list[Mapping[str, Any]]
 ) -> None:
     before = {name: value.clone() for name, value in family.state_dict().items()}
     measure(family, padded_batch, grid=COARSE, repeats=2)
@@ -451,7 +485,7 @@ def test_a_module_that_is_never_reached_is_named_and_no_hook_is_left() -> None:
 
 
 def test_costs_are_read_back_from_json_equal(
-    tiny_bert: PreTrainedModel, padded_batch: Batch
+    tiny_bert: PreTrainedModel, padded_batch: Batch, clock: list[Mapping[str, Any]]
 ) -> None:
     found = measure(tiny_bert, padded_batch, grid=COARSE, repeats=2)
     text = found.to_json()
