@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 # call costs besides them makes it slower than that; caches that hold its factors and
 # not the dense weight make it faster: 2 times, of 5,296 times in the book's tables.
 BEYOND = 5
+# Seconds. A shorter call is what calling costs, and one hold-up of its dense module
+# says nothing of what a plan will take.
+SHORT = 1e-4
 
 
 def refuse_disturbed(modules: Mapping[str, "ModuleCosts"]) -> None:
@@ -20,7 +23,7 @@ def refuse_disturbed(modules: Mapping[str, "ModuleCosts"]) -> None:
 
     Raises:
         ValueError: a rank is more than `BEYOND` times faster than its share of the
-            dense module's multiply-adds.
+            dense module's multiply-adds, and its calls are not `SHORT`.
     """
     worst, told = float(BEYOND), ""
     for name, costs in modules.items():
@@ -28,7 +31,7 @@ def refuse_disturbed(modules: Mapping[str, "ModuleCosts"]) -> None:
         *seconds, dense = costs.seconds
         for rank, weight, thin in zip(costs.ranks, weights, seconds, strict=True):
             share = weight / all_weights
-            if share * dense > worst * thin:
+            if thin >= SHORT and share * dense > worst * thin:
                 worst = share * dense / thin
                 told = (
                     f"{name}: at rank {rank} it was timed at {1000 * thin:.3g} ms, "

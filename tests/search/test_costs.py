@@ -380,6 +380,15 @@ def test_dearer_than_its_share_is_no_disturbance() -> None:
     costs.refuse_disturbed({"tiny": tiny, "none": ModuleCosts("b", (), (7,), (1.0,))})
 
 
+def test_of_calls_that_cost_no_more_than_calling_nothing_is_refused() -> None:
+    short, longer = (
+        ModuleCosts("a", (1,), (10, 100), (thin, 60 * thin)) for thin in (9e-5, 1.1e-4)
+    )
+    costs.refuse_disturbed({"short": short})
+    with pytest.raises(ValueError, match="longer: at rank 1"):
+        costs.refuse_disturbed({"short": short, "longer": longer})
+
+
 def test_a_query_inside_a_thin_block_is_timed_and_not_counted_twice(
     tiny_bert: PreTrainedModel, padded_batch: Batch, clock: list[Mapping[str, Any]]
 ) -> None:
