@@ -21,6 +21,27 @@ def device_of(model: nn.Module) -> torch.device | None:
     return None if tensor is None else tensor.device
 
 
+def check_weights_are_here(model: nn.Module, where: str = "") -> None:
+    """Refuse a model some of whose weights are elsewhere: offloaded, or never loaded.
+
+    Args:
+        model: or a module of it.
+        where: its name, for the message.
+
+    Raises:
+        ValueError: a parameter or buffer is on the device "meta"; it is named.
+    """
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        # A subclass that says so may keep its numbers elsewhere; a plain one has none.
+        if tensor.is_meta and type(tensor) in (Tensor, nn.Parameter):
+            full = f"{where}.{name}" if where else name
+            raise ValueError(
+                f"{full} is on the meta device: its numbers are offloaded or were "
+                "never loaded. Load the whole model onto the CPU or a GPU: "
+                "from_pretrained without device_map, or with one that offloads nothing."
+            )
+
+
 def to_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Move a batch's tensors, nested ones too, to where the model is.
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from drone import progress
 from drone.callers import warn
+from drone.devices import check_weights_are_here
 from drone.files import tensors_sha256
 from drone.layers.attention import (
     ATTENTION,
@@ -56,6 +57,7 @@ def factorize_modules(
     made = {}
     for name in progress.bar(list(names), desc="factorize"):
         module = module_named(model, name)
+        check_weights_are_here(module, name)
         found = factorize_module(module, name, moments)
         made[name] = replace(found, weight_sha256=_weight_sha256(module))
     return made
@@ -202,6 +204,7 @@ def check_module(
         ValueError: as `compress`.
     """
     module = module_named(model, name)
+    check_weights_are_here(module, name)
     _check_replaceable(model, name)
     if is_linear(module):
         check_rank(rank, min(as_linear(module).weight.shape), where=name)

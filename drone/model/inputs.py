@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from itertools import chain
 from pathlib import PurePath
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drone.devices import device_of
+from drone.devices import check_weights_are_here, device_of
 from drone.math.moments import SecondMoment
 
 LABELS = (
@@ -277,19 +276,14 @@ def _where_it_runs(model: nn.Module) -> torch.device | None:
     """Return where a model's inputs belong; None if it has no tensor.
 
     Raises:
-        ValueError: it is on the meta device and nothing brings its weights.
+        ValueError: a weight is on the meta device and nothing brings it.
     """
     hook = getattr(model, "_hf_hook", None)  # accelerate's, of weights kept elsewhere
     device = getattr(hook, "execution_device", None)
     if device is not None:
         return torch.device(device)
-    first = next(chain(model.parameters(), model.buffers()), None)
-    # A subclass that says so may keep its numbers elsewhere; a plain tensor has none.
-    if first is not None and first.is_meta and type(first) in (Tensor, nn.Parameter):
-        raise ValueError(
-            f"the {type(model).__name__} is on the meta device: it has shapes and no "
-            "weights. Load them first."
-        )
+    if not any(hasattr(module, "_hf_hook") for module in model.modules()):
+        check_weights_are_here(model)  # such hooks fetch them for each call
     return device_of(model)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from drone.devices import check_weights_are_here
 from drone.layers.linear import LowRankLinear
 from drone.model.adapters import swap
 
@@ -103,6 +104,7 @@ def int8(model: nn.Module) -> nn.Module:
     """
     if any(module.training for module in model.modules()):
         raise ValueError("the model is in training mode; call its eval() first.")
+    check_weights_are_here(model)
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if dtypes - {torch.float32}:
         odd = ", ".join(sorted(str(dtype) for dtype in dtypes))

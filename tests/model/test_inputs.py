@@ -17,9 +17,17 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import BatchEncoding, PreTrainedModel
 
 import drone
-from drone import OneClassWarning, SecondMoment, calibrate, compress, prepare
+from drone import (
+    OneClassWarning,
+    SecondMoment,
+    calibrate,
+    compress,
+    factorize_modules,
+    prepare,
+)
 from drone.model.calibrate import Collector, frozen
 from drone.model.loss import batch_loss, mean_loss
+from drone.model.quantize import int8
 from drone.model.walk import Walk
 
 Batch = dict[str, Any]
@@ -447,3 +455,20 @@ def test_without_a_batch_there_is_no_loss() -> None:
 def test_numpy_scalars_are_numbers() -> None:
     (batch,) = prepare([{"x": np.float64(2.0)}], nn.Linear(1, 1))
     assert batch["x"].dtype == torch.float32 and float(batch["x"]) == 2
+
+
+def test_a_weight_that_is_offloaded_is_named() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)).eval()
+    batch = {"input": torch.ones(4, 6)}
+    model[1].weight = nn.Parameter(torch.empty(6, 6, device="meta"))
+    for call in (
+        lambda: calibrate(model, [batch], ["0"]),
+        lambda: compress(model, {"1": 2}),
+        lambda: compress(model, {"1": 2}, batches=[batch], sequential=True),
+        lambda: compress(model, 0.5, batches=[batch]),
+        lambda: factorize_modules(model, ["1"]),
+        lambda: int8(model),
+    ):
+        with pytest.raises(ValueError, match=r"^1\.weight is on the meta device: "):
+            call()
+    assert compress(model, {"0": 2})[1] is not None  # what is not asked for may be
