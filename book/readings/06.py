@@ -12,7 +12,7 @@ METHODS = {"SVD": "svd", "data-aware": "aware"}
 
 
 def values() -> dict[str, float]:
-    """Name → number: `large_all_aware_50_more`, `_valid`, `_left`, `_word`, `_batch`."""
+    """Name → number: `large_all_aware_50_more`, `_left`, `_word` and so on."""
     found: dict[str, float] = dict(PAPERS)
     clocks = read_cases(BOOK / "cases", "clocks")
     for size, each in trained(BOOK / "cases").items():
