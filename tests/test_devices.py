@@ -2,7 +2,9 @@
 
 import copy
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -301,9 +303,13 @@ def test_clocks_profiles_and_counts_bring_the_batch_to_the_model(
 
 
 def test_eight_bits_are_for_the_processor_and_the_error_says_so() -> None:
-    model = nn.Sequential(nn.Linear(4, 3, device="meta")).eval()
-    with pytest.raises(ValueError, match=r"on meta; .* processor only: move the"):
-        drone.quantize.int8(model)
+    class OnGpu(nn.Linear):
+        def parameters(self, recurse: bool = True) -> Iterator[Any]:
+            weight = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda"))
+            return iter([weight])
+
+    with pytest.raises(ValueError, match=r"on cuda; .* processor only: move the"):
+        drone.quantize.int8(OnGpu(4, 3).eval())
 
 
 def test_heads_on_a_gpu_have_ranks_of_multiples_of_8(
