@@ -209,6 +209,9 @@ def trained(folder: Path) -> dict[str, Trained]:
 
     Raises:
         ValueError: two trainings of one size and seed: two recipes are two models.
+
+    >>> trained(Path("a folder with no cases"))
+    {}
     """
     found: dict[str, Trained] = {}
     cases = {job: read_cases(folder, job) for job in JOBS}
@@ -240,6 +243,9 @@ def clocked(
 
     Raises:
         ValueError: two clocks of them; one processor is the reference.
+
+    >>> clocked([], "large", {"stack.0.input": 8}, length=1) is None
+    True
     """
     found = [
         Estimate(*case.result["speedups"][name])
