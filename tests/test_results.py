@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from drone.lab import data, metrics, records
+from drone.lab.arms import ARMS
 from drone.lab.cases import Case, read_cases, unpack
-from drone.lab.glue import ARMS
 from drone.lab.glue_read import arm_name
 
 BOOK = Path(__file__).resolve().parent.parent / "book"

@@ -25,6 +25,7 @@ from drone.lab.depth import only_layers
 from drone.lab.language import language_model
 from drone.lab.lstm_model import LSTMConfig
 from drone.lab.lstm_train import SIZES
+from drone.lab.tables import Estimate
 from drone.model.quantize import int8
 from drone.search.thin import thin_model
 from drone.timing import compare_latency, processor
@@ -139,15 +140,27 @@ def speedup(
     >>> speedup([one, two], "a")
     (2.0, 2.0, 2.0)
     """
-    if len(processes) < 2:
-        raise ValueError(f"{len(processes)} processes; at least 2 give an interval.")
-    logs = np.array(
-        [np.log(np.median(np.divide(each[DENSE], each[name]))) for each in processes]
-    )
-    error = logs.std(ddof=1) / len(logs) ** 0.5
-    reach = stats.t.ppf((1 + level) / 2, len(logs) - 1) * error
-    ratio, low, high = np.exp([logs.mean(), logs.mean() - reach, logs.mean() + reach])
-    return float(ratio), float(low), float(high)
+    logs = [np.log(np.median(np.divide(each[DENSE], each[name]))) for each in processes]
+    found = over_processes(logs, level)
+    return found.value, found.low, found.high
+
+
+def over_processes(logs: Sequence[float] | np.ndarray, level: float = 0.95) -> Estimate:
+    """Mean speed-up of logarithms of it, one a process, with Student's interval.
+
+    Raises:
+        ValueError: fewer than two processes.
+
+    >>> round(over_processes(np.log([2.0, 2.0])).value, 6)
+    2.0
+    """
+    count = len(logs)
+    if count < 2:
+        raise ValueError(f"{count} processes; at least 2 give an interval.")
+    mean, error = np.mean(logs), np.std(logs, ddof=1) / count**0.5
+    reach = stats.t.ppf((1 + level) / 2, count - 1) * error
+    ratio, low, high = np.exp([mean, mean - reach, mean + reach])
+    return Estimate(float(ratio), float(low), float(high))
 
 
 def clock(

@@ -53,6 +53,7 @@ class Task:
     label_texts: tuple[str, ...] = ()  # how classes are written; () = as in `labels`
     files: tuple[tuple[str, str], ...] = tuple(TRAIN_DEV.items())
     no_header: tuple[str, ...] = ()  # the column names of a file that states none
+    test_file: str = ""  # of further rows whose labels are public; empty: none
 
     @property
     def dev_split(self) -> str:
@@ -80,6 +81,7 @@ TASKS: dict[str, Task] = {
         header=("#1 String", "#2 String"),
         label_header="Quality",
         label_texts=BINARY,
+        test_file="msr_paraphrase_test.txt",  # the corpus's own; GLUE's has no labels
     ),
     "stsb": Task(
         ("sentence1", "sentence2"), None, folder="STS-B", label_header="score"
@@ -125,8 +127,10 @@ def load(
             stsb qqp mnli qnli rte`), `agreement` or `python-docs`.
         source: `embedded` (only `agreement` and `python-docs`; needs nothing but the
             installed packages), `local` (`$DRONE_DATA/ptb/ptb.{train,valid,test}.txt`,
-            `$DRONE_DATA/glue/<TASK>/{train,dev}.tsv`) or `hub`.
-        splits: which splits; None means all that the source has.
+            `$DRONE_DATA/glue/<TASK>/{train,dev}.tsv`, and for a `test` split of MRPC
+            the corpus's own `msr_paraphrase_test.txt` beside them) or `hub`.
+        splits: which splits; None means all that the source has, of local files those
+            it must have.
 
     Returns:
         One `datasets.Dataset` a split. Classification: the text columns, `label`
@@ -149,7 +153,7 @@ def load(
         raise ValueError(f"no source {source!r}; there are {', '.join(SOURCES)}.")
     if source == "hub":
         return _hub(name, splits)
-    readers = _embedded(name) if source == "embedded" else _local(name)
+    readers = _embedded(name) if source == "embedded" else _local(name, splits)
     chosen = _choose(name, source, splits, readers)
     return DatasetDict({split: readers[split]() for split in chosen})
 
@@ -288,7 +292,7 @@ def _python_docs(block: int = 20) -> dict[str, list[str]]:
     }
 
 
-def _local(name: str) -> Readers:
+def _local(name: str, splits: Sequence[str] | None) -> Readers:
     if name not in HUB:
         raise ValueError(_missing(name, "is embedded, there are no files of it"))
     if not os.environ.get("DRONE_DATA", "").strip():
@@ -307,6 +311,8 @@ def _local(name: str) -> Readers:
             split: partial(_read_glue, name, folder / file)
             for split, file in task.files
         }
+        if task.test_file and splits is not None:  # read only when it is asked for
+            readers["test"] = partial(_read_glue, name, folder / task.test_file)
     if not folder.is_dir():
         raise FileNotFoundError(_missing(name, f"there is no folder {folder}"))
     return readers

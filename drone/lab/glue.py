@@ -7,7 +7,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import cached_property
 from math import isnan, nan
 from pathlib import Path
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from drone.devices import placed
 from drone.files import check_sha256, sha256, whole_file
 from drone.lab import data, encoders
+from drone.lab.arms import Arm
 from drone.lab.batches import tokenize
 from drone.lab.cases import Case, case_key, pack, read_cases, run_case
 from drone.lab.ladder import AS_IS, RATES, START, Judged, best_of, climb
@@ -35,52 +36,6 @@ from drone.lab.training import Recipe, bfloat16_gains, teacher_loss
 
 CALIBRATION_BATCH = 128  # rows at once where nothing is trained
 CHOSEN_BY = "held score"  # cases that do not say so chose by the held loss
-
-
-@dataclass(frozen=True)
-class Arm:
-    """How much a compressed model is trained again.
-
-    Attributes:
-        share: of the fit rows; 0: not at all.
-        epochs: passes over them.
-        teacher: learn the dense model's logits; else the labels.
-    """
-
-    share: float
-    epochs: int
-    teacher: bool
-
-    @classmethod
-    def named(cls, name: str) -> "Arm":
-        """Return one of `ARMS`, or `0.01x3`: 1 % of the rows, 3 epochs, a teacher.
-
-        Raises:
-            ValueError: neither.
-
-        >>> Arm.named("0.01x3")
-        Arm(share=0.01, epochs=3, teacher=True)
-        """
-        if name in ARMS:
-            return ARMS[name]
-        share, _, epochs = name.partition("x")
-        try:
-            arm = cls(float(share), int(epochs), True)
-        except ValueError:
-            arm = cls(0.0, 0, True)
-        if not (0 < arm.share <= 1 and arm.epochs > 0):
-            raise ValueError(
-                f"no retraining {name!r}; there are {', '.join(ARMS)} and such as "
-                "0.01x3, a share of the rows and epochs."
-            )
-        return arm
-
-
-ARMS = {
-    "none": Arm(0.0, 0, False),
-    "paper": Arm(0.1, 1, False),  # 10 % of the rows, one epoch, on labels
-    "full": Arm(1.0, 3, True),
-}
 
 
 def settings_of(
@@ -171,14 +126,16 @@ class Bench:
     def _corpus(self) -> tuple[Rows, Rows]:
         """Training and development rows."""
         dev = data.TASKS[self.task].dev_split
-        both = data.load(self.task, self.settings["data_source"], ["train", dev])
-        found = []
-        for part, most in ((both["train"], "rows"), (both[dev], "dev_rows")):
-            if self.settings[most]:
-                part = data.sample(part, self.settings[most], 0)
-            tokens = tokenize(part, self._start[1], self.task, self.recipe.max_length)
-            found.append(pad_rows(tokens[:], self._start[1], self.device))
-        return found[0], found[1]
+        wanted = self.settings["rows"], self.settings["dev_rows"]
+        return self.rows_of("train", wanted[0]), self.rows_of(dev, wanted[1])
+
+    def rows_of(self, name: str, most: int = 0) -> Rows:
+        """Read a split of the task, tokenized: at most so many rows of it; 0: all."""
+        part = data.load(self.task, self.settings["data_source"], [name])[name]
+        if most:
+            part = data.sample(part, most, 0)
+        tokens = tokenize(part, self._start[1], self.task, self.recipe.max_length)
+        return pad_rows(tokens[:], self._start[1], self.device)
 
     @cached_property
     def split(self) -> Split:
@@ -370,18 +327,13 @@ class Bench:
         )
 
     def _retrain(self, settings: Mapping[str, Any], arm: Arm) -> dict[str, Any]:
-        small = self.compressed(settings["method"], settings["speedup"])
+        which = settings["method"], settings["speedup"]
+        small = self.compressed(*which)
         if arm.share == 0:
             return self.report(small) | {"rate": None, "rates": []}
-        fit, held = self.fit, self.held
-        most = self.settings["retrain_rows"] or len(fit)
-        count = max(1, round(arm.share * min(most, len(fit))))
-        some = fit.select(np.arange(count))  # their order is random already
-        loss: Loss = teacher_loss if arm.teacher else task_loss
-        told, judge = self._told if arm.teacher else (fit.labels, held.labels)
-        recipe = Recipe(
-            arm.epochs, self.recipe.batch_size, max_length=self.recipe.max_length
-        )
+        held = self.held
+        loss = teacher_loss if arm.teacher else task_loss
+        judge = self._told[1] if arm.teacher else held.labels
         metric = next(iter(METRICS[self.task]))
 
         def judged(model: PreTrainedModel) -> Judged:
@@ -394,9 +346,7 @@ class Bench:
 
         def attempt(rate: float) -> Judged:
             nonlocal best
-            model = copy.deepcopy(small)
-            how = Recipe(**(asdict(recipe) | {"learning_rate": rate}))
-            train(model, some, told[:count], loss, how, self.settings["seed"])
+            model = self.retrained(*which, arm, rate)
             tried[rate] = judged(model)
             if best_of(tried) == rate:
                 best = model
@@ -409,8 +359,29 @@ class Bench:
                 [rate, each.score, each.loss] if each.learnt else [rate, None, None]
                 for rate, each in sorted(tried.items())
             ],
-            "rows": count,
+            "rows": self._count(arm),
         }
+
+    def _count(self, arm: Arm) -> int:
+        """How many of the fit rows an amount of retraining takes."""
+        most = self.settings["retrain_rows"] or len(self.fit)
+        return max(1, round(arm.share * min(most, len(self.fit))))
+
+    def retrained(
+        self, method: str, speedup: float, arm: Arm, rate: float | None
+    ) -> PreTrainedModel:
+        """Return a method's model trained again at one rate; None or 0: as it is."""
+        small = self.compressed(method, speedup)
+        if not rate:
+            return small
+        count = self._count(arm)
+        some = self.fit.select(np.arange(count))  # their order is random already
+        loss: Loss = teacher_loss if arm.teacher else task_loss
+        told = self._told[0] if arm.teacher else self.fit.labels
+        how = replace(self.recipe, epochs=arm.epochs, learning_rate=rate)
+        model = copy.deepcopy(small)
+        train(model, some, told[:count], loss, how, self.settings["seed"])
+        return model
 
     def rate_of_seed(self, seed: int, method: str, speedup: float, name: str) -> float:
         """Return the rate that another seed's held rows chose for the same arm.

@@ -9,14 +9,17 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
 
+from drone.lab.arms import Arm
 from drone.lab.cases import Case
 from drone.lab.clocks import DENSE, FORMATS
+from drone.lab.exam import SPLIT, examine
 from drone.lab.formats import score
-from drone.lab.glue import Arm, Bench, settings_of
+from drone.lab.glue import Bench, settings_of
 from drone.lab.methods import METHODS
 from drone.lab.metrics import METRICS
 from drone.lab.speeds import Speeds
@@ -55,6 +58,7 @@ def run(
     arms: Sequence[str],
     rates_of: int | None = None,
     forms: Sequence[str] = (),
+    exam: bool = False,
 ) -> None:
     """Run all stages that are not finished, and say so in a line each.
 
@@ -67,6 +71,7 @@ def run(
         rates_of: take the rates that this seed chose; None: choose.
         forms: of `drone.lab.clocks.FORMATS`: the dense model and each that is not
             retrained, scored in each.
+        exam: score all on the task's test rows as well.
     """
     _say(bench, "dense", bench.dense())
     for speedup in speedups:
@@ -75,9 +80,7 @@ def run(
             _say(bench, f"{method} {case.result['speedup']:.3f}x", case)
         for name in arms:
             for method in methods:
-                rate = None
-                if rates_of is not None and Arm.named(name).share:
-                    rate = bench.rate_of_seed(rates_of, method, speedup, name)
+                rate = _rate(bench, rates_of, method, speedup, name)
                 case = bench.retrain(method, speedup, name, rate)
                 what = f"{method} {speedup:g}x + {name}, rate {case.result['rate']}"
                 _say(bench, what, case)
@@ -85,16 +88,30 @@ def run(
             for method, speed in [(DENSE, 1.0), *((m, speedup) for m in methods)]:
                 found = score(bench, method, speed, form)
                 _say(bench, f"{method} {speed:g}x in {form}", found)
+        if exam:
+            _say(bench, f"{DENSE}, examined", examine(bench, DENSE))
+            for name, method in product(arms, methods):
+                rate = _rate(bench, rates_of, method, speedup, name)
+                what = f"{method} {speedup:g}x + {name}, examined"
+                _say(bench, what, examine(bench, method, speedup, name, rate))
+
+
+def _rate(
+    bench: Bench, rates_of: int | None, method: str, speedup: float, name: str
+) -> float | None:
+    """The rate another seed chose, where one is named; None: choose."""
+    if rates_of is None or not Arm.named(name).share:
+        return None
+    return bench.rate_of_seed(rates_of, method, speedup, name)
 
 
 def _say(bench: Bench, what: str, case: Case) -> None:
     """Print one line, at once: who watches a machine by the minute needs it."""
     settings = bench.settings
     who = f"{settings['encoder']} {settings['task']} seed {settings['seed']}"
-    score = ""
-    if "dev" in case.result:
-        metric = next(iter(METRICS[bench.task]))
-        score = f": {metric} {case.result['dev'][metric]}"
+    score, metric = "", next(iter(METRICS[bench.task]))
+    for rows in {"dev", SPLIT} & case.result.keys():
+        score = f": {metric} {case.result[rows][metric]}"
     took = "found" if case.found else f"{case.seconds:.0f} s"
     print(f"{time.strftime('%H:%M:%S')} {who} {what}{score} ({took})", flush=True)
 
@@ -121,6 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", default=",".join(ORDER))
     parser.add_argument("--arms", default="none,paper,full")
     parser.add_argument("--formats", default="", help="float32,int8: scored in each")
+    parser.add_argument(
+        "--exam", action="store_true", help="score all on the task's test rows too"
+    )
     parser.add_argument(
         "--rates-of", type=int, help="take the rates this seed chose; default: choose"
     )
@@ -183,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device,
         asked.budget,
     )
-    run(bench, speedups, methods, arms, asked.rates_of, forms)
+    run(bench, speedups, methods, arms, asked.rates_of, forms, asked.exam)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drone.lab import data
+from drone.lab.arms import ARMS, Arm
 from drone.lab.cases import Case, read_cases, unpack
+from drone.lab.clocks import DENSE, over_processes
 from drone.lab.differences import majority, paired
-from drone.lab.glue import ARMS, Arm
 from drone.lab.metrics import METRICS
 from drone.lab.tables import Estimate
 
@@ -159,15 +161,41 @@ class Study:
     def clocked(self, clocks: Sequence[Case]) -> dict[str, Estimate]:
         """Return {method: measured speed-up}, of the clocks that timed these plans.
 
+        Shapes are looked up, never names; and a clock is of this study only if it timed
+        ranks of it, for every task has the same first layers and other lengths. Where
+        it timed the plans of several seeds: their mean (of logarithms), 95 % over
+        processes.
+
         Args:
-            clocks: cases of `drone.lab.clocks`; one belongs here when its shapes do.
+            clocks: cases of `drone.lab.clocks`.
+
+        Raises:
+            ValueError: two clocks timed a method's plans; one may not win unseen.
         """
-        found = {}
+        found: dict[str, Estimate] = {}
         for clock in clocks:
-            for method, cases in self.plans.items():
-                timed = clock.settings["plans"].get(method)
-                if timed in [_shape(case) for case in cases.values()]:
-                    found[method] = Estimate(*clock.result["speedups"][method])
+            named = {
+                method: [
+                    name
+                    for name, plan in clock.settings["plans"].items()
+                    if plan in [_shape(case) for case in cases.values()]
+                ]
+                for method, cases in self.plans.items()
+            }
+            plans = [clock.settings["plans"][n] for n in chain(*named.values())]
+            if not any("ranks" in plan for plan in plans):
+                continue
+            for method, names in named.items():
+                if names and method in found:
+                    raise ValueError(f"{clock.path}: {method} was timed by another.")
+                if len(names) == 1:
+                    found[method] = Estimate(*clock.result["speedups"][names[0]])
+                elif names:
+                    logs = [
+                        np.mean([np.log(each[DENSE] / each[name]) for name in names])
+                        for each in clock.result["seconds"]
+                    ]
+                    found[method] = over_processes(logs)
         return found
 
 

@@ -52,6 +52,12 @@ KNOWN = {
         "7b813410b1f4d9334730684caf193bacc74a4845dcc97019cdef817297126e43"
         "aed8dffc",
     ),
+    "glue/MRPC/msr_paraphrase_test.txt": Known(
+        1_726,
+        "ea5b3d605a3560dc73ecc9bdc5482f47a2859073b318235490d9de79edf83eb3",
+        "7b81341020ae361862ee14a919017cc8bf3caff2d980cca93aecba8dc105c201"
+        "52c847d76f11b53b722432ea",
+    ),
     "glue/MRPC/train.tsv": Known(
         3_668,
         "ab04b8aaf4e8b208167ea0aa4ae70336ff824f08f65e7d2bd84a7015bfdf0077",

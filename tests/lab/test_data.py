@@ -182,6 +182,18 @@ def test_mnli_has_two_validation_splits_and_more_columns_there(root: Path) -> No
     assert data.TASKS["mnli"].dev_split == "validation_matched"
 
 
+def test_the_test_rows_of_mrpc_are_read_when_they_are_asked_for(root: Path) -> None:
+    for file in ("train.tsv", "dev.tsv", "msr_paraphrase_test.txt"):
+        write(root, "mrpc", "\n".join(lines_of("mrpc")), file)
+    assert list(data.load("mrpc", "local")) == ["train", "validation"]
+    rows = data.load("mrpc", "local", ["test"])["test"]
+    assert_looks_as_on_the_hub(rows, "mrpc")
+    assert_rows(rows, "mrpc")
+    (root / "glue" / "MRPC" / "msr_paraphrase_test.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no file .*msr_paraphrase_test\.txt"):
+        data.load("mrpc", "local", ["test"])
+
+
 def test_ptb_has_a_sentence_a_line_with_single_spaces(root: Path) -> None:
     (root / "ptb").mkdir()
     for split in ("train", "valid", "test"):
@@ -366,7 +378,10 @@ def test_fewer_rows_than_the_publisher_counts_are_warned_of(root: Path) -> None:
 def test_the_real_files_are_the_known_ones_and_half_of_each_is_refused(
     name: str, tmp_path: Path
 ) -> None:
-    content = Path(os.environ["DRONE_DATA"], name).read_bytes()
+    file = Path(os.environ["DRONE_DATA"], name)
+    if "test" in file.stem and "ptb" not in name and not file.is_file():
+        pytest.skip(f"$DRONE_DATA has no {name}, and need not have it")
+    content = file.read_bytes()
     path = tmp_path / name
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
@@ -435,9 +450,9 @@ def test_unknown_names_sources_and_splits_are_refused(root: Path) -> None:
         data.load("mrpc", "web")
     with pytest.raises(ValueError, match=r"no split dev; it has train, validation"):
         data.load("agreement", splits=["dev"])
-    write(root, "mrpc", "\n".join(lines_of("mrpc")))
+    write(root, "rte", "\n".join(lines_of("rte")))
     with pytest.raises(ValueError, match="no split test; it has train, validation"):
-        data.load("mrpc", "local", ["train", "test"])
+        data.load("rte", "local", ["train", "test"])
 
 
 # --- the hub ---------------------------------------------------------------------

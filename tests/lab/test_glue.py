@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from drone.lab import encoders, formats, glue, glue_job, loop
+from drone.lab import data, encoders, formats, glue, glue_job, loop
+from drone.lab.arms import Arm
 from drone.lab.cases import keep_case, read_cases, unpack
 from drone.lab.clocks import FORMATS
+from drone.lab.exam import examine, with_test
 from drone.lab.formats import score, served
-from drone.lab.glue import Arm, Bench, settings_of
+from drone.lab.glue import Bench, settings_of
+from drone.lab.glue_read import studies
 from drone.lab.ladder import AS_IS, Judged, best_of
 from drone.lab.tables import Estimate
 from drone.lab.training import Recipe
@@ -325,6 +329,69 @@ def test_what_is_served_is_the_score_and_every_clock_of_it(store: Path) -> None:
     del told["models"]
     assert told["rows"] == 30
     assert formats.read(store / "served.json") == (told, found)
+
+
+def test_what_is_examined_is_the_finished_model(store: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(store, again)
+    arms = ("none", "paper", "0.5x1")
+    glue_job.run(make_bench(again), [1.5], METHODS, arms, exam=True)
+    bench = make_bench(again)
+    assert len(list((again / "exam").glob("*.json"))) == 1 + 9
+    assert len(results(again)) == 1 + 3 + 9, "nothing else was run"
+    test = data.load("agreement", splits=["test"])["test"]
+    rates = set()
+    for method, name in product(METHODS, arms):
+        kept = bench.retrain(method, 1.5, name).result
+        found = examine(bench, method, 1.5, name)
+        assert found.found
+        rates.add(kept["rate"])
+        logits = unpack(found.result["test_logits"])
+        right = 100 * (logits.argmax(1) == np.array(test["label"])).mean()
+        assert right == pytest.approx(found.result["test"]["accuracy"])
+    assert len(rates) > 2, "some were retrained, at more than one rate"
+
+
+def test_a_model_that_does_not_come_out_again_is_not_examined(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(store, again)
+    bench = make_bench(again)
+    real = Bench.retrained
+
+    def otherwise(self: Bench, method: str, speedup: float, *_: Any) -> Any:
+        return real(self, method, speedup, Arm.named("paper"), 1e-2)
+
+    monkeypatch.setattr(Bench, "retrained", otherwise)
+    with pytest.raises(ValueError, match="made again, the model says something else"):
+        examine(bench, "drone-latency", 1.5, "none")
+    assert not list((again / "exam").glob("*.json"))
+
+
+def test_a_study_with_test_rows_holds_what_was_examined(
+    store: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(store, again)
+    study = studies(again, "embedded", 1.5)["minilm", "agreement"]
+    assert with_test(study, again, "embedded").dense == {}
+    bench, key = make_bench(again), ("drone-latency", "paper")
+    examine(bench, "dense")
+    examine(bench, key[0], 1.5, key[1])
+    both = with_test(study, again, "embedded")
+    assert list(both.arms) == [key] and list(both.dense) == [0]
+    test = data.load("agreement", splits=["test"])["test"]
+    assert len(both.labels) == 30 + len(test)
+    rows = {None: both.dense[0], key: both.arms[key][0]}
+    right = {}
+    for of, case in rows.items():
+        logits = both.logits(of, [0])[0]
+        assert (logits[:30] == study.logits(of, [0])[0]).all()
+        right[of] = 100 * (logits.argmax(1) == both.labels).mean()
+        assert case.result["dev"]["accuracy"] == pytest.approx(right[of])
+    assert both.score == pytest.approx(right[None])
+    assert both.lost(key).value == pytest.approx(right[None] - right[key])
 
 
 def test_amounts_of_retraining_have_names() -> None:

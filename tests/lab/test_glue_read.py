@@ -1,5 +1,6 @@
 """What is read from finished cases is what was put into them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 
 from drone.lab import data
+from drone.lab.arms import ARMS, Arm
 from drone.lab.cases import keep_case, pack, read_cases
-from drone.lab.glue import ARMS, Arm
 from drone.lab.glue_read import Study, arm_name, studies
 
 ROWS = 100
@@ -93,6 +94,44 @@ def test_a_clock_belongs_to_the_plans_of_its_shapes(study: Study, store: Path) -
         keep_case(store, "clocks", {"plans": plans}, result, 1.0)
     found = study.clocked(read_cases(store, "clocks"))
     assert {name: each.value for name, each in found.items()} == {"svd-latency": 4}
+
+
+def test_plans_of_several_seeds_have_their_mean_speed(
+    study: Study, store: Path
+) -> None:
+    shapes = [{"ranks": {"a": rank}} for rank in (3, 4)]  # of seeds 0 and 1
+    plans = {f"whatever {i}": shape for i, shape in enumerate(shapes)}
+    seconds = [
+        {"dense": 8.0, "whatever 0": 4.0, "whatever 1": 1.0},  # 2x and 8x: 4x
+        {"dense": 9.0, "whatever 0": 9.0, "whatever 1": 1.0},  # 1x and 9x: 3x
+    ]
+    clock = keep_case(store, "clocks", {"plans": plans}, {"seconds": seconds}, 1.0)
+    found = study.clocked([clock])["svd-latency"]
+    assert found.value == pytest.approx(12**0.5)
+    # Student's interval of two logarithms: 12.706 times half their distance
+    assert np.log(found.high / found.value) == pytest.approx(
+        12.706 * np.log(4 / 3) / 2, rel=1e-4
+    )
+    with pytest.raises(ValueError, match="timed by another"):
+        study.clocked([clock, clock])
+
+
+def test_layers_alone_make_no_clock_a_studys(study: Study, store: Path) -> None:
+    study.plans["first-layers"] = study.plans["svd-latency"]
+    (case,) = [c for s, c in study.plans.pop("svd-latency").items() if s == 0]
+    study.plans = {
+        "svd-latency": {0: case},
+        "first-layers": {0: replace(case, result={"layers": [0], "speedup": 2.0})},
+    }
+    for length, plans in (
+        (24, {"short": {"layers": [0]}, "other": {"ranks": {"a": 9}}}),
+        (54, {"long": {"layers": [0]}, "mine": {"ranks": {"a": 3}}}),
+    ):
+        told = {name: [length / 10, 1, 9] for name in plans}
+        settings = {"plans": plans, "length": length}
+        keep_case(store, "clocks", settings, {"speedups": told}, 1.0)
+    found = study.clocked(read_cases(store, "clocks"))
+    assert found["first-layers"].value == found["svd-latency"].value == 5.4
 
 
 def test_of_two_cases_of_one_seed_none_wins_unseen(store: Path) -> None:
