@@ -25,6 +25,7 @@ import nbformat
 from docutils import nodes
 from docutils.parsers.rst import directives
 from PIL import Image
+from plain_copies import COLAB
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -85,9 +86,21 @@ class ChapterCard(ChapterFigure):
         )
         card += nodes.paragraph("", "", link, classes=["chapter-card-title"])
         self.state.nested_parse(self.content, self.content_offset, card)
-        told = f"{self.options['minutes']} minutes · needs {self.options['needs']}"
-        card += nodes.paragraph("", told, classes=["chapter-card-needs"])
+        told = f"{self.options['minutes']} minutes · needs {self.options['needs']} · "
+        colab = nodes.reference(
+            "", "", nodes.Text("run it on Colab"), refuri=self.colab(), internal=False
+        )
+        needs = nodes.paragraph("", told, classes=["chapter-card-needs"])
+        card += needs
+        needs += colab
         return [card]
+
+    def colab(self) -> str:
+        """Where the button of the chapter's own page leads."""
+        theme = self.config.html_theme_options
+        place = theme["repository_url"].removeprefix("https://github.com/")
+        site = theme["launch_buttons"]["colab_url"]
+        return f"{site}/github/{place}/blob/{COLAB}/{self.arguments[0]}.ipynb"
 
 
 def small(png: bytes, width: int) -> bytes:

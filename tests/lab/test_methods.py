@@ -140,7 +140,7 @@ def test_the_model_built_is_the_one_that_algorithm_2_found(
 ) -> None:
     monkeypatch.setattr(
         "drone.lab.methods.aim",
-        lambda attempt, wanted, start: {start: attempt(start)},
+        lambda attempt, wanted, start, within: {start: attempt(start)},
     )
     plan = methods.find("drone-algorithm2", 1.5, start=0.5)
     assert plan["ranks"] and plan["loss"] <= 1.5 * plan["dense_loss"]

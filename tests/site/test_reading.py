@@ -398,6 +398,19 @@ class TestCopies:
 
 
 class TestLanding:
+    def test_a_card_opens_its_chapter_on_colab_as_the_chapters_own_button_does(
+        self, site
+    ):
+        cards = soup(site / "book/intro.html").select(".chapter-card")
+        assert len(cards) == len(CHAPTERS)
+        for card, path in zip(cards, CHAPTERS, strict=True):
+            (link,) = card.select("a[href*='colab.research']")
+            page = soup(site / html(path))
+            button = page.select_one(
+                ".article-header-buttons a[href*='colab.research']"
+            )
+            assert link["href"] == button["href"]
+
     def test_says_what_it_is_and_where_to_go(self, site):
         page = soup(site / "book" / "intro.html")
         buttons = {
@@ -435,7 +448,8 @@ class TestLanding:
             link = card.select_one(".chapter-card-title a")
             assert link["href"].startswith(f"chapters/{number:02}-")
             assert len(card.select_one("img")["alt"]) > 30
-            assert card.select_one(".chapter-card-needs").get_text() == teach[number]
+            told = card.select_one(".chapter-card-needs").get_text()
+            assert told == f"{teach[number]} · run it on Colab"
 
     def test_the_version_is_that_of_the_citation(self, site):
         citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
