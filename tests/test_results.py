@@ -94,10 +94,12 @@ def test_scores_are_those_of_the_kept_opinions(path: Path) -> None:
             assert again == pytest.approx(points, abs=slack + 300 * ties / len(said))
 
 
+STORES = [BOOK / "cases", BOOK / "cases" / "xeon"]  # a processor each
 CASES = [
     case
+    for store in STORES
     for job in ("dense", "retrain")
-    for case in read_cases(BOOK / "cases", job)
+    for case in read_cases(store, job)
     if "dev_logits" in case.result
 ]
 
@@ -116,6 +118,19 @@ def test_scores_of_a_case_are_those_of_its_logits(case: Case) -> None:
     for name, metric in metrics.METRICS[task].items():
         again, points = 100 * metric(logits, labels(task)), case.result["dev"][name]
         assert again == pytest.approx(points, abs=slack)
+
+
+@pytest.mark.parametrize("store", STORES, ids=lambda store: store.name)
+def test_what_was_examined_is_a_case_of_its_store(store: Path) -> None:
+    kept = [c.settings for job in ("dense", "retrain") for c in read_cases(store, job)]
+    exams = read_cases(store, "exam")
+    assert exams
+    for exam in exams:
+        of = {name: v for name, v in exam.settings.items() if name != "split"}
+        assert of in kept, exam.path
+        rows = len(unpack(exam.result["test_logits"]))
+        right = rows * exam.result["test"]["accuracy"] / 100
+        assert rows == 1725 and right == pytest.approx(round(right))
 
 
 def test_chapter_7_shows_every_case() -> None:

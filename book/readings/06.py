@@ -14,8 +14,8 @@ METHODS = {"SVD": "svd", "data-aware": "aware"}
 def values() -> dict[str, float]:
     """Name → number: `large_all_aware_50_more`, `_left`, `_word` and so on."""
     found: dict[str, float] = dict(PAPERS)
-    clocks = read_cases(BOOK / "cases", "clocks")
-    for size, each in trained(BOOK / "cases").items():
+    clocks = read_cases(BOOK / "cases" / "lstm", "clocks")
+    for size, each in trained(BOOK / "cases" / "lstm").items():
         found[f"{size}_perplexity"] = each.perplexity
         for row in each.shares:
             kind = KINDS.get(row.name, row.name)

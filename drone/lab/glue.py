@@ -164,9 +164,14 @@ class Bench:
         return [batch for _, batch in rows.batches(CALIBRATION_BATCH)]
 
     @property
+    def dev(self) -> Rows:
+        """Development rows, which do nothing but report."""
+        return self._corpus[1]
+
+    @property
     def dev_labels(self) -> np.ndarray:
         """Of the development rows, (rows,)."""
-        labels: np.ndarray = self._corpus[1].labels.cpu().numpy()
+        labels: np.ndarray = self.dev.labels.cpu().numpy()
         return labels
 
     def scores(self, logits: Tensor, labels: Tensor) -> dict[str, float | None]:
@@ -176,13 +181,12 @@ class Bench:
         return {name: None if isnan(x) else x for name, x in found.items()}
 
     def report(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Score a finished model on the development rows, which do nothing else."""
-        dev = self._corpus[1]
-        logits = logits_of(model, dev)
+        """Score a finished model on the development rows."""
+        logits = logits_of(model, self.dev)
         held = self.scores(logits_of(model, self.held), self.held.labels)
         return {
             "held": held,
-            "dev": self.scores(logits, dev.labels),
+            "dev": self.scores(logits, self.dev.labels),
             "dev_logits": pack(logits.cpu()),
         }
 

@@ -1,6 +1,6 @@
 """Chapter 6 as cases: an LSTM trained to its end, then thin in every way, each kept.
 
-    python -m drone.lab.lstm_job --size large --seed 0 --cases book/cases --models runs
+    python -m drone.lab.lstm_job --size large --cases book/cases/lstm --models runs
 
 The same on a processor and on a GPU. What is finished is read, never run again.
 """

@@ -38,7 +38,8 @@ def record_files(root: Path, given: Mapping[str, Any]) -> list[Path]:
     Args:
         root: of the repository; chapters run in `root/notebooks`.
         given: the edition's parameters. Each that is a path of `book/results` or
-            `book/cases` counts: a file, or a folder with all its JSON.
+            `book/cases` counts: a file, or a folder with its JSON and that of the
+            folders right under it, as a store of cases has them, a folder a job.
 
     Returns:
         Files that exist, sorted.
@@ -51,7 +52,7 @@ def record_files(root: Path, given: Mapping[str, Any]) -> list[Path]:
         path = (root / "notebooks" / value).resolve()
         if not any(path.is_relative_to(folder.resolve()) for folder in kept):
             continue
-        inside = path.rglob("*") if path.is_dir() else [path]
+        inside = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else [path]
         found |= {
             file
             for file in inside

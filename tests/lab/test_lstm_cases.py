@@ -132,7 +132,7 @@ def test_a_clock_is_found_by_its_ranks_and_by_nothing_else() -> None:
 
 def test_published_clocks_have_the_ranks_their_names_promise() -> None:
     """Once a plan called after all products had left the recurrent ones dense."""
-    cases = ROOT / "book" / "cases"
+    cases = ROOT / "book" / "cases" / "lstm"
     named = {
         (f"lstm-{each.size}", f"{row.name} {row.share:g}"): dict(row.ranks)
         for each in lstm_cases.trained(cases).values()
