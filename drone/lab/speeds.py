@@ -1,13 +1,17 @@
 """A table of seconds measured once on a reference processor, to predict speed-ups.
 
+    python -m drone.lab.speeds --encoder minilm --batch 8 --length 54 --out FILE
+
 Times depend on shapes alone. So a search may run anywhere, on a GPU too, and still aim
 at a speed on the reference processor: it takes this table along.
 """
 
+import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from drone.files import whole_file
+from drone.lab import encoders
 from drone.lab.depth import only_layers
 from drone.model.adapters import encoder_layers, encoder_linears
 from drone.search.costs import (
@@ -197,3 +203,30 @@ def fill(costs: Costs, step: int = ALIGNED) -> Costs:
             (*map(float, seconds), module.seconds[-1]),
         )
     return Costs(costs.whole, modules)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the table of an encoder on this machine, and write it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m drone.lab.speeds", description=__doc__
+    )
+    parser.add_argument("--encoder", required=True)
+    parser.add_argument("--source", default="embedded", help="of the encoder")
+    for name, usual in (("batch", 8), ("length", 54), ("threads", 1)):
+        parser.add_argument(f"--{name}", type=int, default=usual)
+    parser.add_argument("--most", type=int, default=80, help="tables at most")
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(asked.threads)
+    model, _ = encoders.encoder(asked.encoder, asked.source)
+    draw, size = torch.Generator().manual_seed(0), (asked.batch, asked.length)
+    words = torch.randint(model.config.vocab_size, size, generator=draw)
+    batch = {"input_ids": words, "attention_mask": torch.ones_like(words)}
+    speeds = measure_speeds(model, batch, asked.most)
+    with whole_file(asked.out) as temporary:
+        temporary.write_text(speeds.to_json())
+    print(f"written: {asked.out}, {speeds.conditions}")
+
+
+if __name__ == "__main__":
+    main()

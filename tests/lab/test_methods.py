@@ -1,6 +1,7 @@
 """Every method meets the speed asked for, from the same table and the same rows."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -282,3 +283,20 @@ def test_a_measured_table_survives_text_and_names_its_modules() -> None:
         table.of(["nothing"])
     with pytest.raises(ValueError, match="at least 2"):
         measure_speeds(model, batch, most=1)
+
+
+def test_the_command_writes_a_table_that_a_search_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, threads = make_model(), torch.get_num_threads()
+    monkeypatch.setattr(speeds.encoders, "encoder", lambda *_: (model, None))
+    asked = ["--encoder", "tiny", "--batch", "2", "--length", "7", "--most", "3"]
+    try:
+        speeds.main([*asked, "--out", str(tmp_path / "speeds.json")])
+    finally:
+        torch.set_num_threads(threads)
+    table = Speeds.from_json((tmp_path / "speeds.json").read_text())
+    told = {"batch": 2, "length": 7, "threads": 1}
+    assert table.conditions.items() >= told.items()
+    assert set(table.costs.modules) >= set(searchable(model))
+    assert "speeds.json" in capsys.readouterr().out
