@@ -331,14 +331,24 @@ def test_what_is_served_is_the_score_and_every_clock_of_it(store: Path) -> None:
     assert formats.read(store / "served.json") == (told, found)
 
 
-def test_what_is_examined_is_the_finished_model(store: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again"
+def copied(store: Path, to: Path) -> Path:
+    """A copy of the store, without what other tests have run besides."""
+    again = to / "again"
     shutil.copytree(store, again)
+    for case in read_cases(again, "retrain"):
+        if len(case.settings["rates"]) == 1:
+            case.path.unlink()
+    return again
+
+
+def test_what_is_examined_is_the_finished_model(store: Path, tmp_path: Path) -> None:
+    again = copied(store, tmp_path)
+    before = len(results(again))
     arms = ("none", "paper", "0.5x1")
     glue_job.run(make_bench(again), [1.5], METHODS, arms, exam=True)
     bench = make_bench(again)
     assert len(list((again / "exam").glob("*.json"))) == 1 + 9
-    assert len(results(again)) == 1 + 3 + 9, "nothing else was run"
+    assert len(results(again)) == before, "nothing else was run"
     test = data.load("agreement", splits=["test"])["test"]
     rates = set()
     for method, name in product(METHODS, arms):
@@ -355,8 +365,7 @@ def test_what_is_examined_is_the_finished_model(store: Path, tmp_path: Path) -> 
 def test_a_model_that_does_not_come_out_again_is_not_examined(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = tmp_path / "again"
-    shutil.copytree(store, again)
+    again = copied(store, tmp_path)
     bench = make_bench(again)
     real = Bench.retrained
 
@@ -372,8 +381,7 @@ def test_a_model_that_does_not_come_out_again_is_not_examined(
 def test_a_study_with_test_rows_holds_what_was_examined(
     store: Path, tmp_path: Path
 ) -> None:
-    again = tmp_path / "again"
-    shutil.copytree(store, again)
+    again = copied(store, tmp_path)
     study = studies(again, "embedded", 1.5)["minilm", "agreement"]
     assert with_test(study, again, "embedded").dense == {}
     bench, key = make_bench(again), ("drone-latency", "paper")
