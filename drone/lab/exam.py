@@ -91,6 +91,10 @@ def with_test(study: Study, store: Path, source: str = "local") -> Study:
 
     Raises:
         ValueError, FileNotFoundError: as `read_cases` and `drone.lab.data.load`.
+
+    >>> study = Study("minilm", "agreement", labels=np.array([0, 1, 1]))
+    >>> with_test(study, Path("a folder with no cases")).dense
+    {}
     """
     exams = [
         case
